@@ -23,40 +23,43 @@ if TYPE_CHECKING:
     from datasets.loading.train import Batch
     from utils.engine.learner import Learner
 
-# verb: (module whose main(argv) does it, one line of help)
+# verb: (module whose main(argv) runs it, one line of help)
 VERBS = {
-    "train": ("main", "train an experiment folder, or continue it (train.sh: `launch` runs it in every rank)"),
-    "eval": ("anal_tools.evaluate", "evaluate a checkpoint, write results/ (what eval.sh runs)"),
+    "train": ("main", "train an experiment or resume it (train.sh: `launch` runs this in every rank)"),
+    "eval": ("anal_tools.evaluate", "evaluate a checkpoint and write results/ (eval.sh runs this)"),
     "analyze": ("anal_tools.analyze", "what the model gets wrong: error pairs, worst videos, confusion matrix"),
     "get_reference_results": ("anal_tools.get_reference_results", "results/reference_result.txt: a line per video"),
-    "compare": ("anal_tools.compare", "is one experiment better: test of the videos, classes, config differences"),
+    "compare": ("anal_tools.compare", "whether one experiment is better: McNemar's test, classes, config differences"),
     "report": ("anal_tools.report.build", "EXP/report/index.html: errors with pictures and clips, matrix, curves"),
-    "score": ("anal_tools.score", "score kept views again: fewer views, another average, several models together"),
+    "score": ("anal_tools.score", "rescore saved views: fewer views, a different average, or an ensemble of models"),
     "dense-sweep": ("anal_tools.dense_sweep", "accuracy against the number of views, from one evaluation"),
-    "benchmark": ("anal_tools.benchmark", "how fast this experiment is here: step, eval or data"),
-    "predict": ("anal_tools.predict", "what is seen in videos: top-5, infer.json, subtitles, an annotated video"),
+    "benchmark": ("anal_tools.benchmark", "measure the speed of an experiment on this machine: step, eval or data"),
+    "predict": ("anal_tools.predict", "classify videos: top-5, infer.json, subtitles, an annotated video"),
     "convert": ("anal_tools.convert", "convert published weights into a checkpoint of this toolkit"),
-    "export": ("anal_tools.export", "the trained model as ONNX or torch.export file, checked on clips"),
-    "config": ("anal_tools.check_config", "print the resolved config and where each value is from; check its files"),
-    "list": ("anal_tools.experiments", "all experiments: model, data, cost, and the accuracy others published"),
+    "export": ("anal_tools.export", "export the trained model to ONNX or torch.export, and check it on clips"),
+    "config": ("anal_tools.check_config", "print the resolved config and where each value comes from; check its files"),
+    "list": ("anal_tools.experiments", "list all experiments: model, data, cost, published accuracy"),
     "new": ("anal_tools.new", "make a new experiment folder from an existing one"),
-    "import": ("anal_tools.import_config.verb", "a config of MMAction2 or PySlowFast as one of our experiments"),
+    "import": ("anal_tools.import_config.verb", "turn a config of MMAction2 or PySlowFast into an experiment"),
     "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
-    "lists": ("datasets.lists.verb", "official annotation files of a data set as list files; what is missing"),
-    "scan": ("datasets.scan.verb", "look at every file of a list: what can be read, real frame counts, copies"),
-    "dump": ("datasets.dump.verb", "videos as JPEG folders, frame packs, or clips that are cheap to sample"),
+    "lists": (
+        "datasets.lists.verb",
+        "write list files from official annotations of a data set; report missing videos",
+    ),
+    "scan": ("datasets.scan.verb", "examine every file of a list: unreadable files, real frame counts, copies"),
+    "dump": ("datasets.dump.verb", "store videos as JPEG folders, frame packs, or clips that are cheap to sample"),
     "preload": ("datasets.memcached.preload", "put the frames of an experiment into memcached servers before training"),
     "demo-data": ("datasets.demo.verb", "make the small motion data set of the demo"),
-    "doctor": ("anal_tools.doctor", "look at this machine, and at an experiment: what would stop or slow a run"),
-    "watch": ("anal_tools.watch", "a live view of a run in the terminal, also over ssh"),
-    "clean": ("anal_tools.clean", "show and free what an experiment does not need any more: old runs, code, logits"),
-    "start": ("anal_tools.start", "a folder of videos: look, split, choose, train, evaluate, report"),
-    "folds": ("anal_tools.folds", "the table of a cross-validation, and one result over all held-out videos"),
+    "doctor": ("anal_tools.doctor", "check this machine or an experiment for what would stop or slow a run"),
+    "watch": ("anal_tools.watch", "watch a run live in the terminal, also over ssh"),
+    "clean": ("anal_tools.clean", "list and delete what an experiment no longer needs: old runs, code, logits"),
+    "start": ("anal_tools.start", "from a folder of videos to a trained model and its report"),
+    "folds": ("anal_tools.folds", "print the table of a cross-validation; pool all held-out videos into one result"),
 }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a verb and return its exit code; a `UserError` becomes one text on stderr and exit code 2."""
+    """Run a verb and return its exit code. A `UserError` becomes one message on stderr and exit code 2."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         width = max(len(verb) for verb in VERBS)
         print("usage: python main.py VERB ...   (VERB --help shows its options, --version the version)\n")
@@ -117,7 +120,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
 
     Args:
         exp: experiment folder with `config.yaml`; receives checkpoints, `events/`, `log.txt`.
-        overrides: `key=value` texts that replace config values for this run.
+        overrides: `key=value` strings that override config values for this run.
         fresh: first move the files of an earlier run to `old/<time>/`.
 
     Returns:
@@ -130,7 +133,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             run.log.event("run", "nothing_to_do", iteration=run.last, message="train with --fresh to start over")
             return 0
 
-        # An earlier process saved this step, but ended before its validation: catch up on that first
+        # An earlier process saved this step but ended before its validation: run that first
         if run.owes_validation and not run.validate():
             return run.stopped()
 
@@ -164,9 +167,9 @@ def train_step(
 ) -> dict[str, float]:
     """Run one optimiser step on one global batch: augment -> forward -> loss -> backward -> update.
 
-    The host waits for the GPU once a step, and not for the end of the backward pass: the numbers of the step are summed
-    over the ranks and copied to the host before that pass is queued. They carry the requests to stop and to save.
-    A non-finite loss ends all ranks before the optimiser step.
+    The host waits for the GPU once per step, but not for the end of the backward pass: the numbers of the step are
+    summed over the ranks and copied to the host before that pass is queued. They carry the requests to stop and save. A
+    non-finite loss ends all ranks before the optimiser step.
 
     Args:
         learner: networks, optimiser and statistics.
@@ -199,7 +202,7 @@ def train_step(
 
         learner.bn_stats.after_micro_batch(index)
 
-    # The GPU works on the backward pass: use that time to copy the next batch, then wait for the numbers
+    # While the GPU runs the backward pass, copy the next batch, then wait for the numbers
     meanwhile()
     numbers = totals.read()
 

@@ -21,14 +21,14 @@ Pair = tuple[int, int]  # (true class, predicted class)
 def read(path: str | os.PathLike[str], names: Sequence[str]) -> frozenset[Pair]:
     """Read rules, one per line: `child -> parent` (a video of child may be called parent), `a <-> b` (both ways).
 
-    A class is its name or its number; `#` starts a comment at the beginning of a line or after a blank.
+    A class is its name or its number; `#` starts a comment at the beginning of a line or after a space.
 
     Args:
         path: the file.
         names: K class names.
 
     Raises:
-        UserError: the file cannot be read, or a line is no rule about two different classes of `names`.
+        UserError: the file cannot be read, or a line is not a rule about two different classes of `names`.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
@@ -37,7 +37,7 @@ def read(path: str | os.PathLike[str], names: Sequence[str]) -> frozenset[Pair]:
 
     pairs: set[Pair] = set()
     for number, line in enumerate(lines, start=1):
-        # A `#` inside a name is no comment
+        # A `#` inside a name is not a comment
         rule = re.sub(r"(^|\s)#.*", "", line).strip()
         if not rule:
             continue
@@ -45,7 +45,7 @@ def read(path: str | os.PathLike[str], names: Sequence[str]) -> frozenset[Pair]:
         sides = re.split(r"\s*(<->|->)\s*", rule)
         if len(sides) != 3 or not sides[0] or not sides[2]:
             raise UserError(
-                f"{path}:{number}: {rule!r} is no rule; write `child -> parent`, or `a <-> b` for both ways"
+                f"{path}:{number}: {rule!r} is not a rule; write `child -> parent`, or `a <-> b` for both ways"
             )
 
         child, parent = (_class(side, names, f"{path}:{number}") for side in (sides[0], sides[2]))

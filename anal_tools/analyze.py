@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         type=Path,
         default=None,
         metavar="FILE",
-        help="rules `child -> parent`, one a line: predictions that are no mistake",
+        help="rules `child -> parent`, one per line: predictions that are no mistake",
     )
 
     args = parser.parse_args(argv)

@@ -64,7 +64,7 @@ def removable(exp: Path) -> Iterator[tuple[Path, str]]:
 
 
 def inside(folder: Path) -> list[Path]:
-    """Return the entries of a folder; none where the folder is a link to elsewhere."""
+    """Return the entries of a folder; none if the folder is a link to elsewhere."""
     return [] if folder.is_symlink() else sorted(folder.glob("*"))
 
 

@@ -80,7 +80,7 @@ def convert(
 ) -> str:
     """Fill the model of a config with published weights and write a checkpoint.
 
-    A file with another number of classes fills everything except the classifier, which keeps its random values.
+    A file with a different number of classes fills everything except the classifier, which keeps its random values.
 
     Returns:
         The report to print.
@@ -145,7 +145,7 @@ def reorder(model: nn.Module, labels: list[str], names: list[str], source: Path)
     """Put the rows of a classifier into the order of a list's class names; return a line about it, "" if nothing moved.
 
     Raises:
-        UserError: classes that both have are in another order, and the names do not match one to one.
+        UserError: classes that both have are in a different order, and the names do not match one to one.
     """
     from methods.interop import provenance
 

@@ -147,7 +147,7 @@ def draw(path: Path, rows: Sequence[ScoreRow], best: int, *, title: str) -> None
     )
 
     axes.set_xscale("log")
-    axes.set_xlabel("GMAC a video" if known else "views a video")
+    axes.set_xlabel("GMAC per video" if known else "views per video")
     axes.set_ylabel("top-1, per cent")
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)

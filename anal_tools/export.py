@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
 
     if args.folder is not None and args.out is not None:
-        raise UserError(f"export: {args.folder} and --out {args.out}: say once where the model goes")
+        raise UserError(f"export: {args.folder} and --out {args.out}: give the target only once")
     args.out = args.folder or args.out
 
     if args.to == "hf":

@@ -33,7 +33,7 @@ _EPSILONS = {
     "videomae": "transformers' norm behind the mean has head_eps: 1e-5",
     "vjepa2": "transformers' pooler has the epsilon of the encoder, head_eps equal to eps",
 }
-# Class of a network: family, where model.type names another method
+# Class of a network: family, where model.type names a different method
 _KINDS = {"VideoMAE": "videomae", "VJEPA2": "vjepa2"}
 _PROCESSORS = {"videomae": "VideoMAEImageProcessor", "vjepa2": "VJEPA2VideoProcessor"}
 

@@ -230,7 +230,7 @@ def _lost_steps(file: Path) -> int:
 
 
 def curves(exp: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return the curves of a run; none where the file is missing."""
+    """Return the curves of a run; none if the file is missing."""
     with contextlib.suppress(OSError, UserError):
         return log.read_scalars(exp / "events" / log.SCALARS)
     return {}
@@ -247,7 +247,7 @@ def best(curves: dict[str, list[tuple[int, float]]]) -> tuple[float | None, str]
 
 
 def evaluation(exp: Path) -> dict[str, object] | None:
-    """Return the newest evaluation of an experiment; None where there is none that can be read."""
+    """Return the newest evaluation of an experiment; None if there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         # By time: the name of an evaluation is free
         file = max((exp / "results").glob("*.json"), key=os.path.getmtime)

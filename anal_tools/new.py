@@ -18,7 +18,7 @@ STARTER = Path("launch/exp.sh")
 def main(argv: Sequence[str]) -> int:
     """Make the folder and print what to do next."""
     parser = Parser(prog="main.py new", description="Make a new experiment folder from an existing one.")
-    parser.add_argument("path", type=Path, help="the new folder; may stand anywhere")
+    parser.add_argument("path", type=Path, help="the new folder, which may be anywhere")
     parser.add_argument(
         "--from", dest="source", type=Path, required=True, metavar="EXP", help="experiment to start from"
     )

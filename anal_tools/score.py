@@ -25,7 +25,7 @@ class ScoreRow:
     Attributes:
         protocol: of the first model.
         number: number of views of all models.
-        gmacs: of a video; None where an evaluation did not record it.
+        gmacs: of a video; None if an evaluation did not record it.
         numbers: every metric.
         right: k -> (N,) bool: a label is among the first k predictions.
         intervals: k -> ends of the bootstrap interval of the top-k accuracy, per cent.
@@ -146,7 +146,7 @@ def row(
     parts, notes, number = [], [], 0
     for model in models:
         kept = scoring.kept_protocol(model)
-        if protocol in (None, kept.name):  # also where it was run with another scale
+        if protocol in (None, kept.name):  # even if it was run at a different scale
             chosen = scoring.smaller(kept, views, average)
         else:
             asked = protocols.choose(scoring.config_of(model), protocol=protocol, views=views, average=average)

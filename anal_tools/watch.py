@@ -35,7 +35,7 @@ _ALTERNATE, _BACK, _HOME, _REST, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the run until `q` or Ctrl-C; print it once where the output is no terminal, or with --once."""
+    """Show the run until `q` or Ctrl-C; print it once where the output is not a terminal, or with --once."""
     parser = Parser(prog="main.py watch", description="Watch a run; q ends it, the run goes its way.")
     parser.add_argument("exp", type=Path, help="experiment folder")
     parser.add_argument("--once", action="store_true", help="print it once and leave")

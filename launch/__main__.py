@@ -40,7 +40,7 @@ def launch(argv: Sequence[str]) -> int:
     args, rest = _parser().parse_known_args(argv)
     if args.verb not in STARTS:
         near = did_you_mean(args.verb, (*STARTS, *VERBS))
-        raise UserError(f"no verb called {args.verb!r}{near}; there are {', '.join((*STARTS, *VERBS))}")
+        raise UserError(f"no verb called {args.verb!r}{near}; choose one of {', '.join((*STARTS, *VERBS))}")
 
     if config.load(args.exp, args.set).data.folds:
         from launch import folds  # imports numpy, which other starts do not need
@@ -109,7 +109,7 @@ def _submit(request: Request, task: RankTask, *, force: bool, follow: bool) -> i
 
 def _load(args: argparse.Namespace, rest: Sequence[str]) -> config.Config:
     cfg = config.load(args.exp, args.set)
-    own_list = any(word.split("=")[0] == "--list" for word in rest)  # eval with another list than the config's
+    own_list = any(word.split("=")[0] == "--list" for word in rest)  # eval with a different list than the config's
     config.check_files(cfg, ("train", "val") if args.verb == "train" else () if own_list else ("val",))
     return cfg
 
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="launch",
         description="Start training or evaluation of an experiment folder.",
-        epilog="All other options go to the verb as they are: see `python main.py train --help` and `eval --help`. "
+        epilog="Other options are passed to the verb unchanged: see `python main.py train --help` and `eval --help`. "
         f"Further verbs: {', '.join(VERBS)} (each with --help).",
         allow_abbrev=False,
     )

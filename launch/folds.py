@@ -1,7 +1,7 @@
 """Run `train.sh` and `eval.sh` of an experiment with `data.folds`: train and evaluate each fold (docs/folds.md).
 
-The folds are the trials of a sweep in `EXP/folds`, so that they start, stop, resume and are submitted like trials. A
-trial is two calls of main.py, train and then eval; it is done when its result exists.
+The folds are the trials of a sweep in `EXP/folds`, so they start, stop, resume and are submitted like trials. A trial
+runs main.py twice, first train and then eval. It is done when its result exists.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class FoldSweep(Sweep):
     """The folds of one experiment.
 
     Attributes:
-        sets: `--set` texts.
-        result: name of the result of each fold, and of the pooled result.
-        evaluates: the user asked for an evaluation; folds without a training are trained first.
+        sets: the `KEY=VALUE` overrides of `--set`.
+        result: name of each fold's result and of the pooled result.
+        evaluates: the user asked for an evaluation; untrained folds are trained first.
     """
 
     sets: tuple[str, ...] = ()
@@ -64,15 +64,15 @@ class FoldSweep(Sweep):
         folder = self.exp_of(trial)
         if not self.evaluates or not sweep.is_trained(folder):
             return True
-        # A --set that contradicts it is refused where the config would be written
+        # If a --set contradicts that config, writing the new one raises the error
         return config.to_dict(config.load(folder, trial.overrides)) != config.to_dict(config.load(folder))
 
     def result_of(self, trial: Trial) -> Path:
-        """Return the summary that an evaluated fold leaves."""
+        """Return the path of the summary that evaluating a fold writes."""
         return self.exp_of(trial) / "results" / f"{self.result}.json"
 
     def commands(self, trial: Trial) -> list[list[str]]:
-        """Return the arguments for main.py: the training of a fold, unless it is finished, and its evaluation."""
+        """Return the arguments for main.py: train the fold unless it is finished, then evaluate it."""
         exp = self.exp_of(trial)
         train = [] if sweep.is_trained(exp) else [["train", str(exp)]]
         return [*train, ["eval", str(exp), "--checkpoint", "latest", *self.options, "--name", self.result]]
@@ -80,7 +80,7 @@ class FoldSweep(Sweep):
     @property
     def next_step(self) -> str:
         """The user's next command once all folds are done."""
-        return f"`python main.py folds {self.exps[0]} --name {self.result}` makes the table"
+        return f"`python main.py folds {self.exps[0]} --name {self.result}` prints the table"
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -97,9 +97,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options.check(args.verb, argv, near=["set", "time", "parallel"])
     exp = Path(os.path.abspath(args.exp))
 
-    # A fold's result is part of a pooled number: training it again silently would mix two runs.
+    # A fold's result is part of a pooled number: training it again would silently mix two runs.
     if "--fresh" in argv:
-        raise UserError(f"--fresh: move {exp / pooled.FOLDER} away instead; a fold never runs twice")
+        raise UserError(f"--fresh: move {exp / pooled.FOLDER} away instead; a fold is never trained twice")
     if args.ranks < 0 or (given.parallel is not None and given.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
 
@@ -119,17 +119,17 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _evaluation(verb: str, argv: list[str]) -> tuple[str, tuple[str, ...]]:
-    """Return the name of the result, and the arguments for `main.py eval`; with `train` there are none."""
+    """Return the name of the result, and the arguments for `main.py eval`, none for `train`."""
     from anal_tools import evaluate
 
     if verb == "train":
         return pooled.RESULT, ()
 
-    # Parsed here only to see which options are given; they are passed on unchanged.
+    # Parsed here only to check which options are given; they are passed on unchanged.
     given, others = evaluate.parser().parse_known_args(["EXP", *argv])
     if given.checkpoint or given.list or given.set or others:
         raise UserError(
-            "eval of folds: each fold scores its own list with its last checkpoint; give views and sizes only"
+            "eval of folds: each fold scores its own list with its last checkpoint; give only views and sizes"
         )
 
     name = given.name or evaluate.result_name(Path("ckpt.pth.tar"), given)

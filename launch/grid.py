@@ -136,7 +136,7 @@ class Sweep:
     @property
     def next_step(self) -> str:
         """The user's next command once all trials are done."""
-        return f"`launch collect {self.name}` makes the table"
+        return f"`launch collect {self.name}` prints the table"
 
     def write(self) -> None:
         """Write `sweep.json`."""
@@ -214,20 +214,18 @@ def make(sweep: Sweep, trial: Trial) -> Path:
     origin = config.config_file(trial.source)
     head = [f"# Trial of the sweep {sweep.name}, made from {new.printable(origin)} with"]
     head += [f"#   common.{new.printable(text)}" for text in trial.overrides] or ["#   no changes"]
-    text = "\n".join(
-        [*head, f"# The words behind # say where each value is from ({origin.name}: that file).", body, ""]
-    )
+    text = "\n".join([*head, f"# The comments show where each value comes from ({origin.name}: that file).", body, ""])
 
     file = folder / "config.yaml"
     if file.is_file() and (folder / "log.txt").exists() and config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise UserError(
-            f"{folder}: was trained with another config than {origin} and --set give now; take another NAME, or move "
+            f"{folder}: was trained with a different config than {origin} and --set give now; use a new NAME, or move "
             "the folder away"
         )
 
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    # Read it back: a value that YAML reads in another way would silently train something else.
+    # Read it back: a value that YAML reads in a different way would silently train something else.
     if config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise RuntimeError(f"{file} does not give the config that it was written from")
     new.write_scripts(folder)

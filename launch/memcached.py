@@ -169,7 +169,7 @@ def _port(file: Path, server: subprocess.Popen[bytes]) -> int:
                 return int(line.split()[-1])
         time.sleep(0.02)
 
-    raise UserError(f"memcached did not start (exit code {server.poll()}); what it said stands above")
+    raise UserError(f"memcached did not start (exit code {server.poll()}); see its output above")
 
 
 def _await_answer(address: str, server: subprocess.Popen[bytes]) -> None:
@@ -244,7 +244,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `python -m launch.memcached prepare|serve FOLDER` and return its exit code."""
     parser = argparse.ArgumentParser(prog="launch.memcached", description="memcached servers of one job")
     parser.add_argument("verb", choices=("prepare", "serve"))
-    parser.add_argument("folder", type=Path, help="where the servers say their addresses; all nodes must see it")
+    parser.add_argument("folder", type=Path, help="where the servers write their addresses; all nodes must share it")
     parser.add_argument("--megabytes", type=int, default=1024, help="memory for frames")
     parser.add_argument("--unix", action="store_true", help="a unix socket, for the ranks of this node only")
     parser.add_argument("--parent", type=int, help="end when this process, which has started this one, ends")

@@ -1,8 +1,8 @@
 """Run `python -m launch sweep NAME --exp EXP ... --grid KEY=A,B ... --verb train|eval --parallel 4 PARTITION N`.
 
-One trial = one experiment folder (train) or one result (eval). The same command again runs the missing trials: it skips
-finished ones, leaves live ones alone, and tries failed ones again; --retry runs the failed ones only. On SLURM the
-trials of one command are one job array; on `local` they run one after the other, or --parallel at a time.
+A trial is one experiment folder (train) or one result (eval). The same command, run again, runs the missing trials: it
+skips finished and live ones and retries failed ones. --retry runs only the failed ones. On SLURM, the trials of one
+command are one job array. On `local` they run one after the other, or --parallel at a time.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from utils.errors import UserError
 from utils.options import Parser
 from utils.signals import end_with_parent
 
-STOPPED = 75  # exit code of a trial, or of a sweep, that a signal stopped; started again, it resumes
+STOPPED = 75  # exit code of a trial or sweep that a signal stopped; it resumes when started again
 _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
-# The last line of a finished run, also of versions before 0.3
+# The last line of a finished run, including runs of versions before 0.3
 _FINISHED = re.compile(r"\] (?:INFO run: (?:finished|nothing_to_do)\b|finished: |nothing to do: this run finished)")
 
 
@@ -56,7 +56,7 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     for trial in trials:  # check everything before anything is created
         cfg = config.load(trial.source, trial.overrides)
         if cfg.data.folds:
-            raise UserError(f"{trial.source}: data.folds is set, and a sweep runs no folds; set data.folds to null")
+            raise UserError(f"{trial.source}: data.folds is set, and a sweep cannot run folds; set data.folds to null")
         config.check_files(cfg, ("val",) if sweep.verb == "eval" else ("train", "val"))
 
     states_of = states(sweep, trials)
@@ -84,7 +84,7 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
 def submit(
     sweep: Sweep, trials: Sequence[Trial], partition: str, ranks: int, parallel: int, flags: cluster.Values
 ) -> int:
-    """Submit the trials, as one array if the scheduler has arrays; note each trial's job."""
+    """Submit the trials, as one array if the scheduler has arrays. Record the job of each trial."""
     request = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
     code = snapshot.take(sweep.folder / "jobs" / "code")
 
@@ -109,7 +109,7 @@ def submit(
 def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, TrialState]:
     """Return the state of each trial."""
     rows = attempts.read(sweep.folder)
-    # The last note of a trial counts; the files of a finished trial count more than any note.
+    # The last note of a trial counts, but the files of a finished trial override any note.
     last = {row["trial"]: row for row in rows if isinstance(row.get("trial"), str)}
     alive = jobs.states(row for row in last.values() if row.get("job"))
 
@@ -119,7 +119,7 @@ def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, TrialState]:
         job = row.get("job")
         if is_finished(sweep, trial):
             states_of[trial.name] = TrialState(_DONE)
-        # The last note may be of another command, such as the training of a fold that now lacks an evaluation.
+        # The last note may come from another command, such as the training of a fold whose evaluation is missing.
         elif not row or (row["event"] == "end" and row["code"] == 0):
             states_of[trial.name] = TrialState(_NEW)
         elif row["event"] == "end":
@@ -129,7 +129,7 @@ def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, TrialState]:
             states_of[trial.name] = TrialState(_LIVE, f"job {job} {alive[job]}")
         elif "pid" in row and processes.lives(row["pid"], row["ticks"]):
             states_of[trial.name] = TrialState(_LIVE, f"process {row['pid']}")
-        # A start without an end, and no job or process that is alive: it was killed.
+        # The trial started and did not end, and neither its job nor its process is alive: it was killed.
         else:
             states_of[trial.name] = TrialState(_FAILED, reason(sweep, trial, row, None))
 
@@ -155,7 +155,7 @@ def is_trained(exp: Path) -> bool:
 
 def reason(sweep: Sweep, trial: Trial, row: files.Row, code: int | None) -> str:
     """Return why a trial ended, in one line: its last `error:` line, else its last line."""
-    ended = "it ended without saying so (killed?)" if code is None else f"exit code {code}"
+    ended = "it ended without an exit code (killed?)" if code is None else f"exit code {code}"
     try:
         lines = output(sweep, trial, row).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -180,13 +180,13 @@ class _Local:
         gpus = processes.gpu_count(os.environ)
         if gpus and ranks * parallel > gpus:
             raise UserError(
-                f"--parallel {parallel} trials of {ranks} ranks need {ranks * parallel} GPUs, there are {gpus} here"
+                f"--parallel {parallel} trials of {ranks} ranks need {ranks * parallel} GPUs, and there are {gpus} here"
             )
 
         self.sweep, self.ranks, self.gpus = sweep, ranks, gpus
         self.free = list(range(parallel))  # slots; a slot owns its share of the GPUs
         self.share = max(1, len(os.sched_getaffinity(0)) // (parallel * max(ranks, 1)))  # threads per rank
-        # Process -> trial, slot, its open output file, the commands that follow.
+        # Process -> trial, slot, open output file, remaining commands.
         self.running: dict[subprocess.Popen[bytes], tuple[Trial, int, TextIO, list[list[str]]]] = {}
         self.signals: list[int] = []
 
@@ -207,7 +207,7 @@ class _Local:
                 failed += self._collect()
                 time.sleep(0.1)
         finally:
-            for process in self.running:  # only after an error of the sweep itself
+            for process in self.running:  # not empty only after an error in the sweep itself
                 process.terminate()
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -239,7 +239,7 @@ class _Local:
             names = visible or [str(number) for number in range(self.gpus)]
             env["CUDA_VISIBLE_DEVICES"] = ",".join(names[slot * self.ranks : (slot + 1) * self.ranks])
 
-        # In a separate session: the terminal's Ctrl-C reaches this process only, which forwards it once.
+        # In a separate session, so that the terminal's Ctrl-C reaches only this process, which forwards it once.
         tie = end_with_parent(os.getpid(), signal.SIGTERM)
         process = subprocess.Popen(
             argv, cwd=grid.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
@@ -253,7 +253,7 @@ class _Local:
         failed = []
         for process in [process for process in self.running if process.poll() is not None]:
             trial, slot, stream, others = self.running.pop(process)
-            # The training of a fold may end well just as a signal comes: its evaluation must not start.
+            # If a fold's training finishes just as a signal arrives, its evaluation must not start.
             code = STOPPED if others and self.signals and not process.returncode else process.returncode
             if others and not code:
                 self._start(trial, slot, stream, others)
@@ -269,7 +269,7 @@ class _Local:
         return failed
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        """Stop at the first signal: the trials save and leave, no other starts. At the second one kill them."""
+        """Stop at the first signal: running trials save and exit, and none starts. Kill them at the second signal."""
         self.signals.append(number)
         for process in self.running:
             if process.poll() is None:
@@ -292,7 +292,7 @@ def one_word_each(argv: Sequence[str]) -> list[str]:
 
 
 def _sweep_of(args: argparse.Namespace, rest: tuple[str, ...], folder: Path) -> Sweep:
-    """Return the sweep of the command line, or without --exp the sweep that the folder holds."""
+    """Return the sweep that the command line defines, or without --exp the one that is stored in the folder."""
     if args.ranks < 0 or (args.parallel is not None and args.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
 
@@ -303,7 +303,7 @@ def _sweep_of(args: argparse.Namespace, rest: tuple[str, ...], folder: Path) -> 
     sweep = Sweep(folder, args.verb, exps, tuple(text for texts in args.grid for text in texts), rest)
     # Trials of both kinds in one folder would share names.
     if (folder / grid.FILE).is_file() and grid.read(folder).verb != sweep.verb:
-        raise UserError(f"{folder}: this sweep runs {grid.read(folder).verb}; take another NAME")
+        raise UserError(f"{folder}: this sweep runs {grid.read(folder).verb}; choose another NAME")
     return sweep
 
 
@@ -323,12 +323,12 @@ def _summary(sweep: Sweep, trials: Sequence[Trial], states_of: dict[str, TrialSt
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="launch sweep",
-        description="Run experiments with every choice of values; again: only what is missing.",
-        epilog="Other options are passed to the verb unchanged. Without --exp the sweep resumes as it was defined.",
+        description="Run experiments with every combination of values. Run it again for the missing trials only.",
+        epilog="Other options are passed to the verb unchanged. Without --exp, the sweep resumes as defined before.",
         allow_abbrev=False,
     )
 
-    parser.add_argument("name", metavar="NAME", help="of the sweep; its folder is sweeps/NAME")
+    parser.add_argument("name", metavar="NAME", help="name of the sweep; its folder is sweeps/NAME")
     parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of cluster.yaml")
     parser.add_argument(
         "ranks", metavar="N", type=int, help="ranks of each trial, one per GPU; local 0 = one without a GPU"
@@ -339,10 +339,10 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument("--verb", choices=("train", "eval"), default="train")
-    parser.add_argument("--parallel", type=int, help="trials at a time (default: 4 on SLURM, 1 on local)")
+    parser.add_argument("--parallel", type=int, help="trials that run at a time (default: 4 on SLURM, 1 on local)")
     parser.add_argument("--retry", action="store_true", help="run the failed trials only")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
-    parser.add_argument("--dry-run", action="store_true", help="list the trials and what has become of them")
+    parser.add_argument("--dry-run", action="store_true", help="list the trials and their states")
 
     group = parser.add_argument_group("on a partition of cluster.yaml")
     group.add_argument("--time", type=cluster.minutes, help="time limit of a trial, such as 90 (minutes) or 12:00:00")

@@ -60,8 +60,8 @@ def log(argv: Sequence[str]) -> int:
     """Print the output of the newest job."""
     parser = _parser("log", "print the end of the newest job's output")
     parser.add_argument("-n", type=int, default=40, help="lines of each file")
-    parser.add_argument("--job", help="another job than the newest")
-    parser.add_argument("--rank", type=int, default=0, help="another rank than 0")
+    parser.add_argument("--job", help="a different job than the newest")
+    parser.add_argument("--rank", type=int, default=0, help="a different rank than 0")
     parser.add_argument("--follow", "-f", action="store_true", help="go on until the job has ended")
     args = parser.parse_args(argv)
 
@@ -98,7 +98,7 @@ def cancel(argv: Sequence[str]) -> int:
 def requeue(argv: Sequence[str]) -> int:
     """Start the newest job again, as a scheduler does after a preemption."""
     parser = _parser("requeue", "start the newest job again, with the code that it was submitted with")
-    parser.add_argument("--job", help="another job than the newest")
+    parser.add_argument("--job", help="a different job than the newest")
     args = parser.parse_args(argv)
 
     exp, rows = _jobs_of(args.exp)

@@ -70,7 +70,7 @@ def build(
     known = names()
     if type not in known:
         raise UserError(
-            f"model.type: no method called {type!r}{did_you_mean(type, known)}; there are {', '.join(known)}"
+            f"model.type: no method called {type!r}{did_you_mean(type, known)}; choose one of {', '.join(known)}"
         )
 
     # The options of the method, and those of the backbone if the method passes them on.
@@ -80,7 +80,7 @@ def build(
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(method.build).parameters.values()):
         options |= _options(network)
     for key in sorted(kwargs.keys() - options):
-        there_are = f"{did_you_mean(key, options)}; there are {', '.join(sorted(options))}"
+        there_are = f"{did_you_mean(key, options)}; choose one of {', '.join(sorted(options))}"
         raise UserError(f"model.kwargs.{key}: {type} with {backbone} has no such option{there_are}")
 
     try:
@@ -134,7 +134,7 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
     lacking = [key for key in needed if key not in arguments]
     if lacking:
         raise UserError(
-            f"{path}: it does not show {', '.join(lacking)}; say so in the call: from_pretrained(PATH, ...)"
+            f"{path}: it does not show {', '.join(lacking)}; pass it in the call: from_pretrained(PATH, ...)"
         )
 
     # Compare shapes on the meta device first: a network that does not fit is never allocated.

@@ -33,7 +33,7 @@ def function(name: str) -> Callable[..., nn.Module]:
         UserError: no backbone has this name.
     """
     if name not in BACKBONES:
-        there_are = f"{did_you_mean(name, BACKBONES)}; there are {', '.join(BACKBONES)}"
+        there_are = f"{did_you_mean(name, BACKBONES)}; choose one of {', '.join(BACKBONES)}"
         raise UserError(f"model.backbone: no backbone called {name!r}{there_are}")
     return BACKBONES[name]
 
@@ -47,7 +47,7 @@ def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> nn.Mo
     network = function(name)
     if (name in VIDEO) != video:
         fitting = ", ".join(known for known in BACKBONES if (known in VIDEO) == video)
-        raise UserError(f"model.backbone: {name} is no network of {_KINDS[video]}, as this method needs; use {fitting}")
+        raise UserError(f"model.backbone: {name} is not a network for {_KINDS[video]}; use {fitting}")
     return network(**options)
 
 
@@ -154,7 +154,7 @@ class Described:
             shapes: a state dict on the meta device.
 
         Raises:
-            UserError: tensors are missing or have another shape.
+            UserError: tensors are missing or have a different shape.
         """
         if wrong := hf.misfits(self.state, shapes):
             raise UserError(f"{self.path}: it does not hold the network that it describes: {wrong}")
@@ -224,7 +224,7 @@ def _named(text: str) -> Path:
         return path
     for name in (checkpoint.BEST, checkpoint.LATEST):
         if newest := checkpoint.newest(path, name):
-            return newest  # even if it is damaged: reading it is then an error, and the latest is no replacement
+            return newest  # even if it is damaged: reading it is then an error, and the latest is not a replacement
     raise UserError(
         f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}, and no {hf.CONFIG} of a "
         "Hugging Face folder"
@@ -242,7 +242,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_onl
             key: value for key, value in state.items() if key.startswith("backbone.") and not key.startswith(without)
         }
         left_out, needed = (
-            "; what stands behind the encoder is left out",
+            "; layers after the encoder are left out",
             {key for key in ours if key.startswith("backbone.")},
         )
     elif any(key.startswith("backbone.") for key in state):  # one of our models: its classifier fits or is left out
@@ -264,7 +264,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_onl
     faults = [
         listed("missing in the file", [key for key in ours if key in needed and key not in new]),
         listed("not in the model", [key for key in new if key not in ours]),
-        listed("another shape", [key for key in ours if key in new and new[key].shape != ours[key].shape]),
+        listed("a different shape", [key for key in ours if key in new and new[key].shape != ours[key].shape]),
     ]
     if any(faults):
         faults = [interop.other_network(state, model), *faults]

@@ -123,7 +123,7 @@ def grad_cam(net: nn.Module, clip: Tensor, classes: Sequence[int], layer: str) -
         layer: name of a module whose output is (T', A, h, w), frames as a batch, or (1, A, T', h, w).
 
     Raises:
-        UserError: no such layer, or its output is no map.
+        UserError: no such layer, or its output is not a map.
     """
     check_layer(net, layer)
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]

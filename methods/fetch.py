@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if name not in FILES.values():
         # our own names have an address; any other needs one, and must not lead out of the folder
         if not args.url:
-            known = f"there are {', '.join(FILES)}"
+            known = f"choose one of {', '.join(FILES)}"
             raise UserError(f"fetch: no known weights called {args.name!r}{did_you_mean(args.name, FILES)}; {known}")
         if Path(name).name != name or name in ("", ".", ".."):
             raise UserError(f"fetch: {name!r} is not a plain file name")
@@ -123,7 +123,7 @@ def download(url: str, target: Path) -> str:
 def _check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  raises if it is no number
+        parts.port  # noqa: B018  raises if it is not a number
         # a space or line break could end the request line early
         if not url.isascii() or any(letter <= " " for letter in url):
             raise ValueError("letters that an address must write as %XX")
@@ -159,7 +159,7 @@ def _receive_with_retries(url: str, part: Path) -> None:
             reason = f"the server answers {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(getattr(error, "reason", error))
-        except ValueError as error:  # a redirect to something that is no address
+        except ValueError as error:  # a redirect to something that is not an address
             raise UserError(f"fetch: {url}: the server sends us to what is not an address ({error})") from error
 
         # progress resets the count: a slow line may break often

@@ -22,7 +22,7 @@ def vd_name(backbone: str) -> str:
     """
     name = backbone if backbone.endswith("_vd") else f"{backbone}_vd"
     if name.removesuffix("_vd") not in ("resnet18", "resnet34", "resnet50", "resnet101"):
-        raise ValueError(f"backbone is {backbone}; PP-TSN and PP-TSM stand on resnet18, 34, 50 or 101 in the vd form")
+        raise ValueError(f"backbone is {backbone}; PP-TSN and PP-TSM need resnet18, 34, 50 or 101 in the vd form")
     return name
 
 

@@ -5,7 +5,7 @@
   shift", fig. 3b).
 * T is fixed when the model is built: frames that lie next to each other must be neighbours in time.
 * With 23 or more blocks in layer3 (ResNet-101, -152) only blocks with an even index shift, as in the authors' code.
-* Choose it as the first temporal model: it has a 2D network's cost and weights, and it can tell left from right.
+* Try it first among the temporal models: it costs as much as a 2D network, uses its weights and sees motion.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def temporal_shift(x: Tensor, *, num_segments: int, shift_div: int = 8, directio
     """Shift 1/shift_div of the channels one frame back in time and the next 1/shift_div one frame forward.
 
     Lin et al. 2019, arXiv:1811.08383, fig. 1b (offline shift). With fold = C // shift_div: channels [0, fold) of
-    frame t come from frame t+1, channels [fold, 2*fold) from frame t-1, the rest stays; vacated places are zero.
+    frame t come from frame t+1 and channels [fold, 2*fold) from frame t-1. The others stay, and gaps are zero.
 
     Args:
         x: (B*T, C, H, W), any memory format; the T frames of a clip are adjacent.
         num_segments: T.
-        shift_div: one over the share of channels that moves in each direction, at least 2.
+        shift_div: 1/shift_div of the channels moves in each direction; at least 2.
         direction: "tsm" as above (the authors' code, MMAction2); "paddle" exchanges the two folds (PaddleVideo).
 
     Returns:
-        A new tensor of the same shape and memory format; `x` is not written to.
+        A new tensor of the same shape and memory format; `x` is not changed.
 
     Raises:
         ValueError: B*T is not a multiple of T, C < shift_div (nothing would be shifted), or an option is wrong.
@@ -62,7 +62,10 @@ def _shift_traced(x: Tensor, num_segments: int, fold: int, next_first: bool) -> 
     # the two folds and the rest, along C
     first, second, rest = clips.split((fold, fold, clips.shape[2] - 2 * fold), 2)
     still = (0, 0) * 3  # C, H, W
-    from_next, from_last = (*still, -1, 1), (*still, 1, -1)  # a frame of zeros at one end, a frame less at the other
+    from_next, from_last = (
+        (*still, -1, 1),
+        (*still, 1, -1),
+    )  # add a frame of zeros at one end, drop one at the other
 
     if not next_first:
         from_next, from_last = from_last, from_next
@@ -72,7 +75,7 @@ def _shift_traced(x: Tensor, num_segments: int, fold: int, next_first: bool) -> 
 
 
 class _Shift(torch.autograd.Function):
-    """Shift with one output allocation forward and backward; the gradient is the shift in the other direction.
+    """Shift with one allocation in each of forward and backward. The gradient is the shift in the other direction.
 
     It writes slices of a new tensor, because `torch.cat` over channels takes three times as long in channels-last
     memory.
@@ -120,7 +123,7 @@ class TemporalShift(nn.Module):
 
 
 class TemporalPool(nn.Module):
-    """Take the maximum over 3 neighbouring frames at every second one: T -> (T + 1) // 2."""
+    """Take the maximum over 3 neighbouring frames with a stride of 2: T -> (T + 1) // 2."""
 
     def __init__(self, num_segments: int) -> None:
         super().__init__()
@@ -134,7 +137,7 @@ class TemporalPool(nn.Module):
 
 
 class TSM(TSN):
-    """TSN whose clips have exactly `frames_per_clip` frames, for a backbone with shifts in it."""
+    """TSN for a backbone with shifts. Its clips must have exactly `frames_per_clip` frames."""
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map (B, C, T, H, W) to logits (B, K).
@@ -173,7 +176,7 @@ def insert_shift(
         temporal_pool: `TemporalPool` before layer2 (ResNet only); later stages then see (T + 1) // 2 frames.
 
     Raises:
-        ValueError: another kind of backbone, or an option that it cannot have.
+        ValueError: an unsupported backbone, or an option that this backbone does not support.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"shift_direction is {direction!r}; it must be one of {', '.join(DIRECTIONS)}")
@@ -186,7 +189,7 @@ def insert_shift(
 
     places = _small_places(backbone)
     if places is None:
-        raise ValueError(f"tsm does not know where to shift in a {type(backbone).__name__}")
+        raise ValueError(f"tsm does not support the backbone {type(backbone).__name__}")
     if temporal_pool or n_round not in (None, 1):
         name = "mobilenetv2" if isinstance(backbone, MobileNetV2) else "mobileone_s4"
         raise ValueError(f"temporal_pool and n_round are options of TSM on a ResNet, not on {name}")
@@ -205,7 +208,7 @@ def _shift_resnet(
     length = num_segments
     for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         if temporal_pool and stage is backbone.layer2:
-            # the frames are halved before the stage, so its shifts have the new length
+            # the pool halves the number of frames before this stage, so its shifts use the new length
             backbone.before_layer2 = TemporalPool(length)
             length = (length + 1) // 2
         for block in list(stage)[::step]:
@@ -214,7 +217,7 @@ def _shift_resnet(
 
 
 def _small_places(backbone: nn.Module) -> list[InvertedResidual | Unit] | None:
-    """Return the blocks of a small network that shift; None for another kind of network."""
+    """Return the blocks of a MobileNetV2 or MobileOne that shift; None for any other network."""
     if isinstance(backbone, MobileNetV2):
         blocks = (block for block in backbone.features.children() if isinstance(block, InvertedResidual))
         return [block for block in blocks if block.expands and block.use_res_connect]
@@ -252,14 +255,15 @@ def build(
         num_segments: T.
         dropout: probability before the classifier, applied in each frame (0.5; 0.8 for UCF101 and HMDB51).
         pretrained: see `methods.build`; weights of a TSN fit, since a shift has no parameters.
-        shift_div: one over the share of channels shifted in each direction (8 in the paper).
+        shift_div: 1/shift_div of the channels is shifted in each direction (8 in the paper).
         shift_direction: "tsm", or "paddle" for weights trained in PaddleVideo (with shift_div = num_segments).
         n_round: shift every n-th block; None for the authors' rule (2 for ResNet-101 and -152, else 1).
-        temporal_pool: halve the frames before layer2.
+        temporal_pool: halve the number of frames before layer2.
         non_local: non-local blocks after every second block of layer2 and layer3 of a ResNet, over the frames of a clip
             (+7.4 million parameters on ResNet-50 for the first two forms).
         fc_std: standard deviation of the classifier's initial weights.
-        partial_bn, norm_eval: in training freeze every BN layer but the first, keep the statistics of all (see `TSN`).
+        partial_bn: in training, freeze every BN layer except the first (see `TSN`).
+        norm_eval: in training, do not update the statistics of any BN layer (see `TSN`).
         fc_lr5: with `policy: true`, learning rate x5 for the classifier's weight and x10 for its bias.
         backbone_options: options of the backbone, such as `t` of mobilenetv2.
     """

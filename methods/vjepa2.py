@@ -24,7 +24,7 @@ from methods._heads import class_scores, new_dropout
 from methods._transformers import insert_drops, new_head
 from networks.vit3d import Block, Mlp, VisionTransformer3D, initialise
 
-MLP_RATIO = 4  # of the pooler, also if the encoder has another ratio
+MLP_RATIO = 4  # of the pooler, even if the encoder has a different ratio
 
 
 class CrossAttention(nn.Module):
@@ -65,7 +65,7 @@ class AttentivePooler(nn.Module):
         eps: epsilon of all its layer norms.
 
     Raises:
-        ValueError: D is no multiple of heads, or the number of layers is negative.
+        ValueError: D is not a multiple of heads, or the number of layers is negative.
     """
 
     def __init__(self, dim: int, *, heads: int, layers: int, eps: float) -> None:

@@ -1,7 +1,7 @@
 """Convolve on a CPU by matrix products, or by 2D convolutions, where these are faster.
 
 PyTorch chooses its CPU kernels for image networks on many threads. With one thread and small batches every 3D kernel
-that is 1 x 1 in space goes through im2col with copies into another memory format, and layers with more weights than
+that is 1 x 1 in space goes through im2col with copies into a different memory format, and layers with more weights than
 places spend their time rearranging weights. docs/performance.md has the figures. On other devices, in other memory
 formats, under autocast and in compiled graphs, these classes are `nn.Conv2d` and `nn.Conv3d` and nothing else.
 """

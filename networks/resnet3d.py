@@ -115,7 +115,7 @@ class ResNet3d(nn.Module):
     ) -> None:
         super().__init__()
         if layout not in LAYOUTS:
-            raise ValueError(f"there is no 3D form of {layout!r}; there are {', '.join(LAYOUTS)}")
+            raise ValueError(f"there is no 3D form of {layout!r}; choose one of {', '.join(LAYOUTS)}")
 
         block, depths = LAYOUTS[layout]
         # Channels double from stage to stage; a bottleneck's output is 4 times its width.

@@ -33,7 +33,7 @@ class PatchEmbed(nn.Conv3d):
         """Return the tokens of (B, 3, T, H, W) along time, rows and columns.
 
         Raises:
-            ValueError: a side is no multiple of the kernel's side.
+            ValueError: a side is not a multiple of the kernel's side.
         """
         counts = []
         for axis, side, kernel in zip("THW", clips.shape[2:], self.kernel_size, strict=True):
@@ -181,7 +181,7 @@ class VisionTransformer3D(nn.Module):
                 raise ValueError(f"{name} is {value}; it must be at least 1")
 
         if width % heads:
-            raise ValueError(f"width {width} is no multiple of the {heads} heads")
+            raise ValueError(f"width {width} is not a multiple of the {heads} heads")
 
         for name, value, known in (
             ("positions", positions, ("sinusoid", "rotary")),
@@ -215,7 +215,7 @@ class VisionTransformer3D(nn.Module):
         """Return the tokens of clips: (B, 3, T, H, W) -> (B, N, D).
 
         Raises:
-            ValueError: T, H or W is no multiple of the patch's side.
+            ValueError: T, H or W is not a multiple of the patch's side.
         """
         tubelet = self.patch_embed.kernel_size[0]
         if clips.shape[2] < tubelet:  # an image: repeat it to one tubelet
@@ -289,7 +289,7 @@ def rotary_tables(grid: tuple[int, int, int], head_dim: int, like: Tensor) -> tu
     The channels of a head are [time, row, column, rest]: D = 2*((head_dim//3)//2) for each axis; the rest is not
     rotated. Rates w_i = 10000^(-i/(D/2)). The published weights were trained with rates that are tiled over an axis,
     [w_0 ... w_last, w_0 ... w_last], while neighbouring channels form a pair. So the two channels of a pair have
-    different angles, and this is no rotation. The code keeps it because the weights need it.
+    different angles, and this is not a rotation. The code keeps it because the weights need it.
 
     Args:
         grid: tokens along time, rows and columns.

@@ -81,7 +81,7 @@ def test_a_kill_changes_no_bit(point: str, calm: Path, tmp_path: Path, motion_vi
     ("damage", "says"),
     [
         (lambda kept: kept.pop("exp_avg_sq"), "no exp_avg_sq in it"),
-        (lambda kept: kept.update(exp_avg=torch.zeros(7)), r"values of another shape, \(7,\)"),
+        (lambda kept: kept.update(exp_avg=torch.zeros(7)), r"values of a different shape, \(7,\)"),
     ],
 )
 def test_a_state_without_averages_is_refused(
@@ -91,7 +91,7 @@ def test_a_state_without_averages_is_refused(
     state = torch.load(calm / "ckpt.pth.tar", weights_only=True)
     damage(state["optimizer"]["state"][3])
     torch.save(state, exp / "ckpt.pth.tar")
-    with pytest.raises(UserError, match=f"state is of another model or recipe \\({says}"):
+    with pytest.raises(UserError, match=f"state is of a different model or recipe \\({says}"):
         main.train(exp, overrides=[*words(), f"common.val_source={calm / 'few.txt'}"])
 
 

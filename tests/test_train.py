@@ -309,7 +309,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_keys(
     edit(exp, "resnet18", "resnet34")
     assert main.main(["eval", str(exp), "--checkpoint", str(calm / "ckpt.pth.tar")]) == 2
     message = capsys.readouterr().err
-    assert "weights of another model" in message
+    assert "weights of a different model" in message
     assert "layer1.2" in message
 
 

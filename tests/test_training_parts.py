@@ -311,7 +311,7 @@ RULES = {
     "common.precise_bn.every_iters=3": "has no effect without precise_bn.batches",
     "common.distill.kind=dml": "missing: the experiment folder or weights file of the second network",
     "common.lr_scheduler.warmup_steps=0 common.lr_scheduler.warmup_by=epoch": "warmup_by: has no effect without a warm",
-    "common.data.flip_labels=[[0,1],[1,2]]": "each class has one mirror image, but 1 stands in two places",
+    "common.data.flip_labels=[[0,1],[1,2]]": "each class has one mirror image, but 1 occurs twice",
     "common.data.flip_labels=[[0,8]]": "class 8 is none of the 8 classes",
     "common.data.flip_labels=[[0,1]] common.data.flip=false": "has no effect with flip: false",
     "common.no_wd=biases": "must be true, false or bn",

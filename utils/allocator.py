@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
     """Let malloc() of this process keep what is freed.
 
     Returns:
-        False where nothing was changed: no glibc, or the user has chosen an allocator or its numbers.
+        False if nothing was changed: no glibc, or the user has chosen an allocator or its numbers.
     """
     if any(os.environ.get(name) for name in _USERS) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False

@@ -303,10 +303,10 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
     parts = [
         listed("missing in the file", missing, most=_LISTED),
         listed("not in the model", unknown, most=_LISTED),
-        listed("another shape", shapes, most=_LISTED),
+        listed("a different shape", shapes, most=_LISTED),
     ]
 
-    raise UserError(f"{path}: weights of another model; " + "; ".join(part for part in parts if part))
+    raise UserError(f"{path}: weights of a different model; " + "; ".join(part for part in parts if part))
 
 
 def evaluated_weights(state: CheckpointContent) -> tuple[dict[str, Tensor], str]:

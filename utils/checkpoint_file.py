@@ -126,7 +126,7 @@ def peek(path: Path) -> tuple[int, int] | None:
     """Read (token, step) of a checkpoint without its tensors, to find out which of two is newer.
 
     Returns:
-        None for a file that is no checkpoint of a run, or whose table of contents is damaged. A checkpoint from
+        None for a file that is not a checkpoint of a run, or whose table of contents is damaged. A checkpoint from
         before tokens existed has token 0.
     """
     try:

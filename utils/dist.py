@@ -163,7 +163,7 @@ def join(expected: int | None = None, *, seconds: float | None = None, device: s
         device: "cpu" or "cuda"; None: CUDA if there is a GPU.
 
     Raises:
-        UserError: another number of ranks than requested, missing ranks, or no GPU for this rank.
+        UserError: a different number of ranks than requested, missing ranks, or no GPU for this rank.
     """
     # Compare the number of ranks with the number that the user asked for.
     place = _place(os.environ)
@@ -250,7 +250,7 @@ def _device(place: Place, requested: str | None) -> torch.device:
     if count == 0:
         if requested == "cuda":
             raise UserError(
-                f"rank {place.rank}: no CUDA GPU on this machine: ask for the CPU; `python main.py doctor` says "
+                f"rank {place.rank}: no CUDA GPU on this machine: use the CPU; `python main.py doctor` shows "
                 "what is wrong with driver and torch"
             )
         return torch.device("cpu")

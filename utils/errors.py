@@ -75,7 +75,7 @@ class UserError(Exception):
 
 
 class MediaError(Exception):
-    """One video or frame that cannot be read. It is counted and named, and is never fatal by itself.
+    """One video or frame that cannot be read. It is counted and reported by name, and never ends the run by itself.
 
     Args:
         path: the file, as the user knows it.
@@ -112,7 +112,7 @@ def listed(what: str, names: Iterable[str], *, most: int = 6) -> str:
 def rank_from_environment() -> int:
     """Return the rank of this process by the variables of torchrun or SLURM; 0 if alone. Needs no torch.
 
-    A variable that is no number counts as 0: what reports an error must not fail on it.
+    A variable that is not a number counts as 0: what reports an error must not fail on it.
     """
     # sbatch sets SLURM_PROCID in the batch script too, which is not a rank.
     default = os.environ.get("SLURM_PROCID", "0") if "SLURM_STEP_ID" in os.environ else "0"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from utils.shards import ShardPlan
 
 SCALARS = "scalars.jsonl"
-ANY_RANK = True  # of `RunLog.event`: a line about what one rank alone knows
+ANY_RANK = True  # argument of `RunLog.event`: write the line from any rank, not only from the main one
 
 Level = Literal["INFO", "WARNING", "ERROR"]
 _EVENT = re.compile(r"(INFO|WARNING|ERROR) ([a-z][a-z0-9_]*): ([a-z][a-z0-9_]*)(?= |$)")
@@ -96,7 +96,7 @@ class Event(NamedTuple):
 
 
 class RunLog:
-    """log.txt, TensorBoard events and scalars.jsonl of one run; a no-op on all ranks but the main one.
+    """log.txt, TensorBoard events and scalars.jsonl of one run. Only the main rank writes, except with `any_rank`.
 
     Args:
         folder: the folder of ``log.txt`` and ``events/``.
@@ -138,7 +138,7 @@ class RunLog:
                 self._scalars.write((json.dumps({"resume": resume_step}) + "\n").encode())
 
     def line(self, text: str) -> None:
-        """Write a text as it is, ``[UTC time] text``: the lines of progress and validations, whose format is promised.
+        """Write a text verbatim, ``[UTC time] text``: progress and validation lines, whose format is stable.
 
         A text of several lines becomes several records.
         """
@@ -156,7 +156,7 @@ class RunLog:
     def _write(self, text: str) -> None:
         record = f"[{utc_stamp()}] {redact.hidden(text)}\n".encode("utf-8", "backslashreplace")
 
-        # In tests a kill in the middle of a record must be possible.
+        # Tests kill the process in the middle of a record.
         if os.environ.get("ZOETROPE_FAILPOINT"):
             self._text.write(record[: len(record) // 2])
             fail_point("log.line")
@@ -185,9 +185,9 @@ class RunLog:
         Args:
             component: what the line is about, such as run, data or loss.
             name: what happened.
-            level: INFO; WARNING for what the user should look at; ERROR for what ends the run.
-            any_rank: ANY_RANK to write it on each rank that calls this; otherwise the main rank alone does.
-            values: the facts.
+            level: INFO; WARNING if the user should check something; ERROR if the run ends.
+            any_rank: ANY_RANK to write the line on each rank that calls this; else only the main rank writes it.
+            values: the `key=value` pairs.
         """
         text = format_event(component, name, level, **values)
         if self.is_main:
@@ -206,12 +206,14 @@ class RunLog:
         once: bool = False,
         **values: object,
     ) -> None:
-        """Write a sentence as the event `remark`. `WARNING: ` at its begin is its level, its component is not repeated.
+        """Write a sentence as the event `remark`.
+
+        A leading `WARNING: ` sets the level. A leading `component: ` is removed, because the event has it already.
 
         Args:
-            component, level, any_rank, values: those of `event`.
+            component, level, any_rank, values: see `event`.
             text: the sentence, the value `message` of the event.
-            once: not if this process has written the same sentence before.
+            once: skip the sentence if this process has written it before.
         """
         if once and text in self._once:
             return
@@ -228,14 +230,14 @@ class RunLog:
         try:
             yield
         except UserError as error:
-            # An agreed error is written by rank 0 alone; any other one also by the rank that met it.
+            # Rank 0 alone writes an error that all ranks agreed on. Any other error is also written by its own rank.
             if self.is_main or not isinstance(error, AgreedError):
                 where = {} if self.is_main else {"rank": rank_from_environment(), "host": socket.gethostname()}
                 self._write(format_event("run", "failed", "ERROR", **where, message=error))
             raise
 
     def journal(self, name: str, row: Mapping[str, object]) -> None:
-        """Append one JSON record to a file of the folder; any rank may. Raises what `AppendFile.append` does."""
+        """Append one JSON record to a file of the folder, on any rank. Raises the errors of `AppendFile.append`."""
         with contextlib.closing(AppendFile(self.folder / name, self._on_terminal)) as file:
             file.append((json.dumps(row) + "\n").encode())
 
@@ -249,7 +251,7 @@ class RunLog:
         safe = {tag: number if math.isfinite(number) else str(number) for tag, number in numbers.items()}
         self._scalars.write((json.dumps({"step": step, **safe}, allow_nan=False) + "\n").encode())
 
-        # The JSON lines above are what our own tools read; TensorBoard and remote loggers get a copy.
+        # Our own tools read the JSON lines above; TensorBoard and remote loggers get a copy.
         self._event_file().add(step, numbers)
         for feed in self._feeds:
             feed.add(step, numbers)
@@ -313,7 +315,7 @@ class RunLog:
             meters: time, data, loss, top1, top5.
             lr: learning rate of the step.
             clips: number of clips in an iteration.
-            more: further scalars.
+            more: additional scalars.
         """
         if not self.is_main:
             return
@@ -345,7 +347,7 @@ class RunLog:
 
     def close(self) -> None:
         """Close all files, after the remote loggers."""
-        # A feed may log while it closes, so the text file is closed after it.
+        # A feed may log while it closes, so close the text file last.
         feeds, self._feeds = self._feeds, []
         for feed in feeds:
             feed.close()
@@ -376,7 +378,7 @@ def format_line(step: int, last: int, meters: Mapping[str, Meter], *, lr: float,
 def format_event(component: str, name: str, level: Level = "INFO", /, **values: object) -> str:
     """Return ``LEVEL component: name key=value ...``; `parse_event` reads it.
 
-    A value is a word, a number, or JSON: texts with blanks or quotes, lists and objects. None is left out.
+    A value is a word, a number, or JSON: strings with spaces or quotes, lists and objects. Values of None are omitted.
     """
     words = [f"{key}={_value(value)}" for key, value in values.items() if value is not None]
     return " ".join([f"{level} {component}: {name}", *words])
@@ -390,14 +392,14 @@ def _value(value: object) -> str:
     text = str(value)
     if text.isprintable() and _WORD.fullmatch(text):
         return text
-    # Letters of any language stay readable; what could end a line does not stay
+    # Letters of any language stay readable; characters that could end a line are escaped
     return _ENDS_A_LINE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def parse_event(text: str) -> Event | None:
-    """Return the event of a line of log.txt without its time; None for another line, also one of an older version.
+    """Return the event of a line of log.txt without its time; None for any other line, such as one of an older version.
 
-    Values that are words stay texts; JSON values are decoded.
+    Values that are words stay strings; JSON values are decoded.
     """
     head = _EVENT.match(text)
     if head is None:
@@ -437,7 +439,7 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Read the curves of an ``events/scalars.jsonl``: tag -> [(step, value)], each step once, in order of the steps.
 
     A marker ``{"resume": s}`` drops earlier records of steps after s, because they were repeated. A torn line (the
-    process was killed while it wrote) is skipped. Curves of earlier versions have their new names.
+    process was killed while it wrote) is skipped. Curves of earlier versions get their new names.
     """
     refuse_odd_file(path)
     curves: dict[str, dict[int, float]] = {}

@@ -30,7 +30,7 @@ def lr_at(
     base_lr is the rate of iteration 0 and `warmup_lr` the PEAK, with which the schedule begins. Without warm-up the
     peak is base_lr. The schedule S(k):
 
-    * COSINE: min_lr + (peak - min_lr) * (1 + cos(pi * progress)) / 2, progress 0 where the schedule begins and 1 at
+    * COSINE: min_lr + (peak - min_lr) * (1 + cos(pi * progress)) / 2, progress 0 if the schedule begins and 1 at
       max_iter (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts).
     * STEP: the peak times the product of the lr_mults whose lr_steps have been reached.
 
@@ -139,7 +139,7 @@ def scaling_remark(
 
     return (
         f"the global batch is {global_batch}, the recipe's learning rates are for {reference_batch}: the linear "
-        f"scaling rule would make {', '.join(scaled)}. Nothing was changed; set the rates if you want them so"
+        f"scaling rule would make {', '.join(scaled)}. Nothing was changed; set these rates if you want them"
     )
 
 

@@ -173,7 +173,7 @@ def layer_ids(model: nn.Module) -> dict[nn.Parameter, int]:
     blocks = getattr(backbone, "blocks", None)
     if not isinstance(backbone, nn.Module) or not isinstance(blocks, nn.ModuleList):
         raise UserError(
-            "common.optimizer.layer_decay: this network is no transformer with blocks, so it has no layers to decay "
+            "common.optimizer.layer_decay: this network is not a transformer with blocks, so it has no layers to decay "
             "over; remove the key"
         )
 
@@ -283,7 +283,7 @@ def _all_on_cuda(groups: Iterable[Iterable[nn.Parameter]]) -> bool:
     """Return True if SGD's fused kernel is used: on CUDA.
 
     On the CPU it is twice as fast (15 against 35 ms for 26 M parameters, under 1 % of a step), but it walks raw memory.
-    It gives wrong weights, without an error, if a gradient or a momentum has another memory format than its parameter
+    It silently gives wrong weights if a gradient or a momentum has a different memory format than its parameter
     (torch 2.13), as for convolutions. AdamW aligns the gradients itself, because its loop would cost 6 % of a step of a
     ViT-S.
     """
@@ -291,7 +291,7 @@ def _all_on_cuda(groups: Iterable[Iterable[nn.Parameter]]) -> bool:
 
 
 def _match_device(optimizer: Optimizer) -> None:
-    """Fit the state of a run on another kind of device to this one: its kernel and AdamW's step counters."""
+    """Fit the state of a run on a different kind of device to this one: its kernel and AdamW's step counters."""
     fused = isinstance(optimizer, _AdamW) or _all_on_cuda(group["params"] for group in optimizer.param_groups)
     for group in optimizer.param_groups:
         if "fused" in group:
@@ -308,6 +308,6 @@ def _match_memory_format(optimizer: Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         for name in _OF_STATE:
             buffer = state.get(name)
-            # Another shape is kept: a copy would broadcast it and hide that the checkpoint is of another model.
+            # A different shape is kept: a copy would broadcast it and hide that the checkpoint is of a different model.
             if buffer is not None and buffer.shape == parameter.shape and buffer.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(buffer)

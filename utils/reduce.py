@@ -105,7 +105,7 @@ class AveragedGradients(nn.Module):
             self._send()
 
     def _send(self) -> None:
-        """Send full buckets, on every rank in the same order, even if they fill in another order."""
+        """Send full buckets, on every rank in the same order, even if they fill in a different order."""
         while len(self._works) < len(self._buckets) and not self._buckets[len(self._works)].missing:
             work = dist.all_reduce(self._buckets[len(self._works)].flat, async_op=True)
             assert work is not None

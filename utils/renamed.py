@@ -1,7 +1,7 @@
-"""List the old names that configs, checkpoints, results and logs still have, with their new names.
+"""List the old names that configs, checkpoints, results and logs may still contain, with their new names.
 
-This table is the only place of the repository that knows them; tests/house/test_names.py sees to that. An old name is
-read wherever it was once written, and each is reported once a process.
+No other file of the repository may use the old names; tests/house/test_names.py checks that. They are still read
+wherever an earlier version wrote them, and each is reported once per process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONFIG_VALUES = {
     }
 }
 
-#: Files: old name -> new name. A folder that has the old one keeps it, because configs name the file.
+#: Files: old name -> new name. A folder that has the old file keeps it, because configs refer to it.
 FILES = {"facts.bin": "metadata.bin"}
 
 #: Keys of checkpoints: old -> new.
@@ -34,13 +34,13 @@ CHECKPOINT_KEYS = {"best_prec1": "best_metric"}
 #: Meters in the `window` of a checkpoint: old -> new.
 METERS = {"prec1": "top1", "prec5": "top5"}
 
-#: Curves: old -> new. A curve of one head of a probe has `/headNN` at its end.
+#: Curves: old -> new. The curve of one head of a probe ends in `/headNN`.
 CURVES = {"acc1_train": "top1_train", "acc5_train": "top5_train", "acc1_val": "top1_val", "acc5_val": "top5_val"}
 
 #: Titles in log.txt: users parse its progress and validation lines, so these keep the old names.
 LOG_TITLES = {"top1": "Prec@1", "top5": "Prec@5"}
 
-#: Values of the protocol of a result: key -> {old value: new value}; "preset" is that of its sampling.
+#: Values of the protocol of a result: key -> {old value: new value}; "preset" is the sampling preset.
 PROTOCOL_VALUES = {
     "preset": CONFIG_VALUES["data.sampling"],
     "crops": {"centre_psf": "centre_pyslowfast", "three_psf": "three_pyslowfast", "three_mm": "three_mmaction2"},
@@ -48,7 +48,7 @@ PROTOCOL_VALUES = {
     "rounding": {"psf": "pyslowfast", "mm": "mmaction2"},
 }
 
-#: Folders of a sweep: old -> new. A sweep that has the old one keeps it.
+#: Folders of a sweep: old -> new. A sweep that has the old folder keeps it.
 FOLDERS = {"cells": "trials"}
 
 #: Keys of a row in a list of attempts or jobs: old -> new.
@@ -64,7 +64,7 @@ _reported: set[str] = set()
 
 
 def report(where: str, old: str, new: str) -> None:
-    """Print once a process that an old name was read; only rank 0 prints."""
+    """Print once per process that an old name was read. Only rank 0 prints."""
     text = f"{where}: {old} is called {new} now"
     if text not in _reported and rank_from_environment() == 0:
         _reported.add(text)
@@ -72,7 +72,7 @@ def report(where: str, old: str, new: str) -> None:
 
 
 def of_value(key: str, value: object) -> object:
-    """Return the value of a config key by its new name."""
+    """Return the new name of a value of a config key."""
     new = CONFIG_VALUES.get(key, {}).get(value) if isinstance(value, str) else None
     if new is None:
         return value
@@ -90,7 +90,7 @@ def of_key(key: str) -> str:
 
 
 def config(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested dicts of a config that an earlier version wrote, with the new names; the input stays as it is."""
+    """Return nested dicts of a config that an earlier version wrote, with the new names. Do not change the input."""
     renamed: dict[str, object] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
@@ -110,7 +110,7 @@ def curve(tag: str) -> str:
 
 
 def checkpoint(state: Mapping[str, object]) -> dict[str, object]:
-    """Return the content of a checkpoint with the new names."""
+    """Return the contents of a checkpoint with the new names."""
     renamed = dict(state)
     for old, new in CHECKPOINT_KEYS.items():
         if old in renamed:
@@ -144,7 +144,7 @@ def summary(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def row(values: files.Row) -> files.Row:
-    """Return a row of JSON lines with the new names."""
+    """Return a row of a JSON-lines file with the new names."""
     return {ROW_KEYS.get(key, key): value for key, value in values.items()}
 
 

@@ -60,7 +60,7 @@ class StragglerMonitor:
         """Compare the ranks over the steps since the last call. Collective.
 
         Args:
-            data: this rank's average wait for clips, seconds a step.
+            data: this rank's average wait for clips, seconds per step.
             step: average duration of a step, seconds.
             figures: scalars on the device, the same number on every rank; read together, so a progress line waits once.
 
@@ -103,8 +103,8 @@ def find_stragglers(
     """Return (kind, the rank or None for all, a sentence) for each finding that is worth a line.
 
     Args:
-        data: each rank's wait for clips, seconds a step.
-        forward: each rank's forward pass, seconds a step.
+        data: each rank's wait for clips, seconds per step.
+        forward: each rank's forward pass, seconds per step.
         step: duration of a step, seconds.
         span: neighbouring ranks that share BN groups. Their forward passes wait for each other, so they count as one.
     """
@@ -123,7 +123,7 @@ def find_stragglers(
 
     if slowest is not None:
         rank, others = slowest
-        text = f"it waits {data[rank]:.3f} s a step for clips, the others {others:.3f} s, of {step:.3f} s"
+        text = f"it waits {data[rank]:.3f} s per step for clips, the others {others:.3f} s, of {step:.3f} s"
         findings.append((f"data of {rank}", rank, text))
         return findings  # in a BN group the other ranks' forward passes wait for this rank
 
@@ -134,7 +134,7 @@ def find_stragglers(
         group, others = slowest
         where = "" if span == 1 else f" (with the {span - 1} other ranks of its BN group)"
         text = (
-            f"its forward pass takes {groups[group]:.3f} s a step{where}, "
+            f"its forward pass takes {groups[group]:.3f} s per step{where}, "
             f"that of the others {others:.3f} s, of {step:.3f} s"
         )
         findings.append((f"forward of {group}", group * span, text))

@@ -410,7 +410,7 @@ class BnStats:
         Call this after the model's load_state_dict.
 
         Raises:
-            UserError: the state is of another model, number of groups or `bn_sync_stats`.
+            UserError: the state is of a different model, number of groups or `bn_sync_stats`.
         """
         if self._group_running is None:
             if state is not None:

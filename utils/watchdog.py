@@ -4,7 +4,7 @@ A rank whose phase takes longer than `watchdog_minutes` leaves `jobs/hang-<time>
 samples, the stacks of all threads), one line in log.txt and on stderr, and exit code 70, so that the scheduler acts.
 When one rank is frozen, the *others* hang in a collective. So every rank writes a heartbeat to
 `jobs/heartbeat-<kind>-<rank>`, and the reporting rank names ranks that are silent or behind. Heartbeats are files
-because files work across nodes, and also when rank 0 is frozen, which would hold the rendezvous store. Needs no torch.
+because files work across nodes, and even when rank 0, which would hold the rendezvous store, is frozen. Needs no torch.
 
 Time during which the whole process was suspended (SIGSTOP and SIGCONT, a gang scheduler) does not count.
 """

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     if argv[0] not in KINDS:
         raise UserError(
-            f"no benchmark called {argv[0]!r}{errors.did_you_mean(argv[0], KINDS)}; there are {', '.join(KINDS)}"
+            f"no benchmark called {argv[0]!r}{errors.did_you_mean(argv[0], KINDS)}; choose one of {', '.join(KINDS)}"
         )
 
     return importlib.import_module(KINDS[argv[0]][0]).main(argv[1:])

@@ -1,8 +1,8 @@
-"""`python main.py benchmark data EXP`: how many training clips a second each reader gives on this machine.
+"""`python main.py benchmark data EXP`: how many training clips per second each reader gives on this machine.
 
 Measure two things. The first is one process with one thread, in turns with a bare decoding loop over the same frames:
-clips per CPU-second, stored megabytes a second, and the share of each stage. The second is the training loader with
-1, 2, ... reader processes: clips a second, and whether a training step of a given length would wait for them.
+clips per CPU-second, stored megabytes per second, and the share of each stage. The second is the training loader with
+1, 2, ... reader processes: clips per second, and whether a training step of a given length would wait for them.
 docs/data_speed.md explains the figures.
 """
 

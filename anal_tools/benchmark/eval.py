@@ -1,4 +1,4 @@
-"""`python main.py benchmark eval EXP`: how many videos a second an evaluation scores here, and the memory it takes.
+"""`python main.py benchmark eval EXP`: how many videos per second an evaluation scores here, and the memory it takes.
 
 It prints two rates. The first is of the model alone, one video at a time, as MMAction2's tools/analysis/benchmark.py
 measures it: warm-up first, device synchronised, no reading and no pre-processing. The second is end to end, with
@@ -52,7 +52,7 @@ def measure(args: argparse.Namespace) -> Figures:
     """Return all figures of one evaluation.
 
     Returns:
-        Rates in videos/s, times in seconds a video; `cpu_s_per_video` counts this process and its readers.
+        Rates in videos/s, times in seconds per video; `cpu_s_per_video` counts this process and its readers.
         `memory_above_model_mb` is the memory used in addition to the model: of the GPU if there is one, else of this
         process.
     """
@@ -204,9 +204,9 @@ def as_table(figures: Figures) -> str:
     return "\n".join(
         [
             f"{f['model']} on {f['device']}, {f['threads']} thread(s): {f['protocol']}",
-            f"model alone   {f['model_videos_per_s']:9.3f} videos/s   {1000 * f['model_s_per_video']:9.1f} ms a video, "
+            f"model alone   {f['model_videos_per_s']:9.3f} videos/s   {1000 * f['model_s_per_video']:9.1f} ms/video, "
             f"{f['gmacs_per_video']:.1f} GMAC, {f['largest_chunk']} views at once",
-            f"end to end    {f['videos_per_s']:9.3f} videos/s   {1000 * f['s_per_video']:9.1f} ms a video, of which "
+            f"end to end    {f['videos_per_s']:9.3f} videos/s   {1000 * f['s_per_video']:9.1f} ms/video, of which "
             f"{1000 * f['waiting_s_per_video']:.1f} ms waiting for data, {f['cpu_s_per_video']:.3f} CPU-seconds",
             f"memory        {f['memory_of_model_mb']:9.0f} MiB with the model, {f['memory_above_model_mb']} MiB more "
             f"at the peak ({f['videos']} videos)",

@@ -164,7 +164,7 @@ class Step:
         self.labels = (torch.arange(cfg.batch_size) % cfg.model.num_class).to(self.device)
 
     def loop(self, steps: int) -> float:
-        """Return the seconds a step in a loop without waits between parts: host work hides behind the GPU."""
+        """Return the seconds per step in a loop without waits between parts: host work hides behind the GPU."""
         clock = _Clock(self.device)
         clock.start()
         for _ in range(steps):
@@ -324,7 +324,7 @@ def as_table(figures: Figures) -> str:
     rows.append(f"  {'loop':<10}{figures['loop_ms']:>12.2f}  a step without waits between parts ({hidden:.2f} ms less)")
     rows.append(f"  {figures['clips_per_s']:.2f} clips/s, peak memory {figures['peak_memory_mb']:.0f} MiB")
     rows.append(
-        f"  {figures['gmac_per_clip']:.2f} GMAC a clip forward; MFU {100 * figures['mfu']:.1f} % of "
+        f"  {figures['gmac_per_clip']:.2f} GMAC per clip forward; MFU {100 * figures['mfu']:.1f} % of "
         f"{figures['matmul_peak_tflops']:.3f} TFLOP/s (measured product of {figures['precision']} matrices)"
     )
     return "\n".join(rows)

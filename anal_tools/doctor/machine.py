@@ -71,7 +71,7 @@ def threads(subject: Subject) -> Iterator[Finding]:
         yield ok(f"{threads} threads, {cores()} cores, load {load:.1f}")
 
     if subject.cfg is not None and subject.cfg.workers > cores():
-        text = f"workers: {subject.cfg.workers} reader processes a rank, on {cores()} cores"
+        text = f"workers: {subject.cfg.workers} reader processes per rank, on {cores()} cores"
         yield warning(text, f"set common.workers to {cores()} or fewer")
 
 
@@ -167,9 +167,7 @@ def extras(subject: Subject) -> Iterator[Finding]:
         try:
             yield ok(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
-            yield bad(
-                f"{package} is missing, and the config asks for it", f"{sys.executable} -m pip install '.[{name}]'"
-            )
+            yield bad(f"{package} is missing, and the config needs it", f"{sys.executable} -m pip install '.[{name}]'")
 
     if not packages:
         yield ok(NONE)

@@ -15,7 +15,7 @@ from datasets.lists import first_look
 
 WRITTEN, READ = 32 << 20, 8 << 20  # bytes: in all, and of each file
 SECONDS = 1.0  # longest time of each measurement
-SLOW = 10e6  # bytes a second
+SLOW = 10e6  # bytes per second
 CHECKPOINTS = 4  # latest, previous, best, and the one that is being written
 ROOM = 1e9  # bytes free where the size of a checkpoint is not known
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -52,7 +52,7 @@ def disk(subject: Subject) -> Iterator[Finding]:
 
 
 def write_speed(folder: Path) -> float:
-    """Return how many bytes a second reach the disk. Leave no file. Raises OSError."""
+    """Return how many bytes per second reach the disk. Leave no file. Raises OSError."""
     # Random bytes: some file systems compress
     chunk = os.urandom(1 << 20)
     began, count = time.perf_counter(), 0

@@ -267,13 +267,13 @@ def remarks(
     """Return lines about metadata that may distort the numbers of an evaluation.
 
     Raises:
-        UserError: the weights were trained with the classes in another order.
+        UserError: the weights were trained with the classes in a different order.
     """
     from datasets.lists.class_names import read_class_names
     from methods.interop import provenance
     from utils import config
 
-    # The same classes in another order would give a wrong accuracy that looks right.
+    # The same classes in a different order would give a wrong accuracy that looks right.
     lines, classes = [], state.get("classes")
     if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
         ours = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
@@ -356,7 +356,7 @@ def report(folder: Path, records: Records, summary: Summary, owner: bytes) -> No
     gmacs = summary.get("cost", {}).get("gmacs_per_video", 0)
     print(
         f"   {counts['failed']} videos could not be read (empty), {counts['repaired']} were repaired (corrupt), "
-        f"{counts['duplicates']} stand in the list twice; {gmacs:.1f} GMAC a video"
+        f"{counts['duplicates']} are in the list twice; {gmacs:.1f} GMAC per video"
     )
 
     for path, reason in list(failed.items())[:10]:

@@ -113,7 +113,7 @@ def _digest(arrays: dict[str, np.ndarray], owner: bytes) -> bytes:
     digest = hashlib.sha256(owner)
     for name in COLUMNS:
         array = np.ascontiguousarray(arrays[name])
-        # names, types and shapes too: the same bytes of another shape are another part
+        # names, types and shapes too: the same bytes of a different shape are another part
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         # an empty array cannot be viewed as bytes
         digest.update(array.reshape(-1).view(np.uint8).data if array.nbytes else b"")

@@ -166,8 +166,8 @@ def choose(
         base = dataclasses.replace(PRESETS[protocol](cfg), name=protocol)
     else:
         raise UserError(
-            f"--protocol {protocol}: there is none of that name{did_you_mean(protocol, PRESETS)}; "
-            f"there are {', '.join(PRESETS)}"
+            f"--protocol {protocol}: no such protocol{did_you_mean(protocol, PRESETS)}; "
+            f"choose one of {', '.join(PRESETS)}"
         )
 
     # Options replace parts of it; crops stay those of the same tool.
@@ -176,7 +176,7 @@ def choose(
         clips, crops = parse_views(views)
         changes |= {"num_clips": clips, "crops": FAMILIES[base.family][crops]}
     changes |= {key: value for key, value in (("scale", scale), ("crop_size", crop_size)) if value is not None}
-    # full-height crops stay full-height at another scale
+    # full-height crops stay full-height at a different scale
     if scale is not None and crop_size is None and base.spec.crop_size == base.spec.scale:
         changes["crop_size"] = scale
 

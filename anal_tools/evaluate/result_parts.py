@@ -114,7 +114,7 @@ class PartWriter:
     def keep(self, item: VideoItem, logits: Tensor | None) -> None:
         """Remember one video: its item, and its logits (V, K) on any device, or None if it failed.
 
-        The logits stay on their device until a part is written, so that the GPU is not synchronised once a video.
+        The logits stay on their device until a part is written, so that the GPU is not synchronised once per video.
         """
         seen = None if logits is None or item.plan is None else (logits, item.plan)
 

@@ -263,7 +263,7 @@ class Results:
         except (OSError, DamagedResult) as error:
             failure = error
 
-        # check first whether the result was replaced: then the failure is no damage
+        # check first whether the result was replaced: then the file is not damaged
         if self.stamp is not None and _stamp(self.exp / "results" / f"{self.name}.json") != self.stamp:
             raise _replaced(self.folder) from failure
         if failure is not None:
@@ -330,7 +330,7 @@ class _Files:
 
     def _compare(self, name: str, digest: str) -> None:
         if self.hashes is not None and self.hashes.get(name) != digest:
-            raise DamagedResult(f"{name} has another checksum than the summary says")
+            raise DamagedResult(f"{name} has a different checksum than the summary says")
 
 
 def _parsed(data: bytes, name: str) -> object:
@@ -357,7 +357,7 @@ def read_summary(path: Path) -> Summary:
     """Read `results/<name>.json` and check it.
 
     Raises:
-        Damaged: the file is no summary, or not as it was written.
+        Damaged: the file is not a summary, or not as it was written.
         OSError: it cannot be read.
     """
     summary = _Files(path.parent, None).json(path.name)
@@ -365,7 +365,7 @@ def read_summary(path: Path) -> Summary:
         raise DamagedResult(f"{path.name} holds no summary")
     # results of earlier versions have neither key; a summary that lost one of them is damaged
     if ("files" in summary or "checksum" in summary) and summary.get("checksum") != _own_checksum(summary, path.name):
-        raise DamagedResult(f"{path.name} has another checksum than it says")
+        raise DamagedResult(f"{path.name} has a different checksum than it says")
 
     # Every reader may rely on these kinds from here on.
     required = {"class_names": list, "metrics": dict, "protocol": dict}
@@ -384,7 +384,7 @@ def read_summary(path: Path) -> Summary:
 
     try:
         protocols.Protocol.from_dict(summary["protocol"])
-    except Exception as error:  # values of another kind can raise almost anything
+    except Exception as error:  # values of a different kind can raise almost anything
         raise DamagedResult(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
     return cast("Summary", renamed.summary(summary))
 

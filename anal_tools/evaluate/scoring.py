@@ -1,4 +1,4 @@
-"""Score kept views: fewer of them, another average, several models together; and how certain the scores are."""
+"""Score kept views: fewer of them, a different average, several models together; and how certain the scores are."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def smaller(kept: Protocol, views: str | None = None, average: str | None = None
 
 
 def subset(kept: Protocol, protocol: Protocol) -> Subset:
-    """Return the kept views that are those of another protocol.
+    """Return the kept views that are those of a different protocol.
 
     If the tool places fewer clips or crops elsewhere, take the nearest ones and mention it in the note.
 
@@ -76,7 +76,7 @@ def subset(kept: Protocol, protocol: Protocol) -> Subset:
             )
 
     if kept.window != protocol.window:
-        raise UserError("kept views with and without --per-position cannot stand for each other")
+        raise UserError("views kept with and without --per-position are not interchangeable")
 
     if want.num_clips > have.num_clips or want.crops_per_clip > have.crops_per_clip:
         raise UserError(
@@ -120,7 +120,7 @@ def _crops(have: str, want: str, notes: list[str]) -> list[int]:
         raise UserError(f"the crops {want} are not among the kept ones ({have}): this needs an evaluation of its own")
 
     rule = EVAL_CROPS[have]
-    notes.append(f"not nested: the centre crop of {have} may stand a pixel beside that of {want}")
+    notes.append(f"not nested: the centre crop of {have} may be one pixel off that of {want}")
     # a mirrored rule has each place twice, plain and flipped
     return [rule.places.index("centre") * (2 if rule.mirrored else 1)]
 

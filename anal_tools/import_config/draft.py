@@ -12,7 +12,7 @@ from anal_tools.import_config.source import ForeignDict, shown
 from utils.config import model_options
 from utils.config.schema import Config, leaves
 
-EXACT, OTHER, NOT = "taken over exactly", "taken over with another meaning", "not taken over"  # kinds of rows
+EXACT, OTHER, NOT = "taken over exactly", "taken over with a different meaning", "not taken over"  # kinds of rows
 KWARGS = "model.kwargs."
 
 
@@ -160,7 +160,7 @@ def yaml_value(value: object) -> str:
     """Return a value as text for a YAML file, on one line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(yaml_value, value))}]"
-    # Unquoted only where YAML cannot read another type
+    # Unquoted only where YAML cannot read a different type
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in _WORDS:
         return value
 

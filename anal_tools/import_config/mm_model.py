@@ -19,7 +19,7 @@ TRANSFORMERS = {
     (1024, 24, 16): "vit3d_large",
     (1280, 32, 16): "vit3d_huge",
 }
-# Options that have one value in our networks; another value is another network.
+# Options that have one value in our networks; a different value is a different network.
 PLAIN_2D = {
     "style": "pytorch",
     "num_stages": 4,
@@ -99,7 +99,7 @@ def fixed(source: ForeignDict, expected: Mapping[str, object], draft: Draft) -> 
     """Check options that have no key here; raise UserError if one differs from our network."""
     for key, value in expected.items():
         if key in source.values and _lists(source.raw(key)) != _lists(value):
-            source.fail(key, f"{shown(source.values[key])} makes another network; the one here has {value!r}")
+            source.fail(key, f"{shown(source.values[key])} makes a different network; the one here has {value!r}")
     draft.built_in(source, *expected)
 
 
@@ -170,7 +170,7 @@ def _weights(backbone: ForeignDict, draft: Draft) -> None:
     is_imagenet = network.removesuffix("v2") in text.replace("_", "").lower() or start is True
     if is_imagenet and network in FILES and "kinetics" not in text:
         fetch = f"`python main.py fetch {network}`"
-        note = f"weights of ImageNet, from {fetch}: perhaps another file than {text.rpartition('/')[2]}"
+        note = f"weights of ImageNet, from {fetch}: perhaps a different file than {text.rpartition('/')[2]}"
         draft.other("model.pretrained", True, backbone, key, note=note, comment=fetch)
     else:
         draft.left_out(backbone, key, note="download the file and give its path in model.pretrained")
@@ -250,7 +250,7 @@ def _non_local(backbone: ForeignDict, draft: Draft, *, scaled: bool) -> str | No
 
     if places != _lists(NON_LOCAL):
         backbone.fail(
-            "non_local", f"blocks stand after {NON_LOCAL} here, every second one of res3 and res4 of a ResNet-50"
+            "non_local", f"here, blocks come after {NON_LOCAL}, every second one of res3 and res4 of a ResNet-50"
         )
 
     form = backbone.part("non_local_cfg")
@@ -397,7 +397,7 @@ BACKBONES: Mapping[str, Callable[[ForeignDict, Draft], str]] = {
 def _tpn(neck: ForeignDict, model: ForeignDict, base: str, draft: Draft) -> str:
     if neck.text("type") != "TPN" or base not in ("slowonly", "tsm"):
         neck.fail(
-            "type", f"{neck.text('type')!r} on {base} is no network here; TPN on ResNet3dSlowOnly or ResNetTSM is"
+            "type", f"{neck.text('type')!r} on {base} is not supported here; use TPN on ResNet3dSlowOnly or ResNetTSM"
         )
     # Options of the base method that TPN does not have
     for key in ("norm_eval", "partial_bn"):
@@ -467,7 +467,7 @@ def _loss(head: ForeignDict, draft: Draft) -> None:
     elif name == "CrossEntropyLoss":
         fixed(loss, {"type": name, "loss_weight": 1.0, "class_weight": None}, draft)
     else:
-        loss.fail("type", f"{name!r} is no loss here; there are CrossEntropyLoss (ce) and BCELossWithLogits (bce)")
+        loss.fail("type", f"{name!r} is not supported here; use CrossEntropyLoss (ce) or BCELossWithLogits (bce)")
 
     head.skip("multi_class")
 
@@ -513,7 +513,7 @@ def blending(source: ForeignDict, key: str, draft: Draft) -> None:
     for augment in augments:
         kind = {"MixupBlending": "mix_up", "CutmixBlending": "cutmix"}.get(augment.text("type"))
         if kind is None:
-            augment.fail("type", f"{augment.text('type')!r} is no augmentation of a batch here; Mixup and Cutmix are")
+            augment.fail("type", f"{augment.text('type')!r} is not supported here; use Mixup or Cutmix")
         note = "one number for the whole batch in both; here neighbouring clips are mixed, there a random permutation"
         draft.other(f"augmentation.{kind}", augment.number("alpha", 0.2), augment, "alpha", note=note)
         augment.skip("type", "num_classes")

@@ -34,7 +34,7 @@ def take_training(steps: Sequence[ForeignDict], draft: Draft, era: int, file: Pa
                 TRAINING[name](step, draft)
         else:
             # A wrong recipe is worse than none
-            step.fail("type", f"{name!r} is no augmentation here; remove it, or write what comes nearest")
+            step.fail("type", f"{name!r} is not supported here; remove it, or replace it by the closest augmentation")
 
     # Without such a step our defaults would add a crop and mirroring
     if "model.num_segments" not in draft.values:
@@ -111,7 +111,7 @@ def _multi_scale(step: ForeignDict, draft: Draft) -> None:
     draft.exact("augmentation.max_distort", step.count("max_wh_scale_gap", 1), step, "max_wh_scale_gap")
     # The crops of TSN lie at 5 or 13 fixed places
     if step.flag("random_crop", False):
-        draft.left_out(step, "random_crop", note="crops stand at fixed places here, 5 or 13")
+        draft.left_out(step, "random_crop", note="crops have fixed positions here, 5 or 13")
     draft.exact("augmentation.more_fix_crop", step.count("num_fixed_crops", 5) == 13, step, "num_fixed_crops")
     step.skip("random_crop")
 
@@ -201,7 +201,7 @@ def _erasing(step: ForeignDict, draft: Draft) -> None:
 
 def _wrapped(step: ForeignDict, draft: Draft) -> None:
     if step.text("op") != "RandAugment":
-        step.fail("op", f"{step.text('op')!r} is no augmentation here; RandAugment is")
+        step.fail("op", f"{step.text('op')!r} is not supported here; use RandAugment")
 
     strength, count, share = step.number("magnitude", 9), step.count("num_layers", 2), step.number("prob", 0.5)
     # timm's text form of a policy; mstd and inc are those of pytorchvideo

@@ -29,7 +29,7 @@ def take_optimizer(optimizer: ForeignDict, groups: ForeignDict, draft: Draft) ->
         draft.exact("optimizer.betas", optimizer.numbers("betas", (0.9, 0.999)), optimizer, "betas")
         draft.exact("optimizer.eps", optimizer.number("eps", 1e-8), optimizer, "eps")
     else:
-        optimizer.fail("type", f"{name!r} is no optimiser here; there are SGD and AdamW")
+        optimizer.fail("type", f"{name!r} is not supported here; use SGD or AdamW")
 
     draft.exact("weight_decay", optimizer.number("weight_decay", 0.0), optimizer, "weight_decay")
     _groups(groups, draft, adamw=name == "AdamW")
@@ -110,9 +110,7 @@ def take_schedulers(schedulers: Sequence[ForeignDict], optimizer: ForeignDict, e
     elif main[0].text("type") in ("MultiStepLR", "StepLR"):
         _multi_step(main[0], warm_up, epochs, draft)
     else:
-        main[0].fail(
-            "type", f"{main[0].text('type')!r} is no schedule here; there are steps, cosine and a linear warm-up"
-        )
+        main[0].fail("type", f"{main[0].text('type')!r} is not supported here; use steps, cosine or a linear warm-up")
 
 
 def _by_epoch(scheduler: ForeignDict) -> None:
@@ -250,7 +248,7 @@ def take_lr_config(config: ForeignDict, optimizer: ForeignDict, draft: Draft) ->
     elif policy == "fixed":
         _constant(lr, draft)
     else:
-        config.fail("policy", f"{policy!r} is no schedule here; there are step, CosineAnnealing and fixed")
+        config.fail("policy", f"{policy!r} is not supported here; use step, CosineAnnealing or fixed")
 
     config.skip("by_epoch", "policy", "step", "min_lr", "min_lr_ratio", "gamma")
 

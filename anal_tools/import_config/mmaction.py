@@ -55,13 +55,13 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
     """
     config = ForeignDict(file, python_file.read(file))
     if "model" not in config:
-        raise UserError(f"{file}: has no `model`, so it is no config of MMAction2; name a config of a recogniser")
+        raise UserError(f"{file}: has no `model`, so it is not a config of MMAction2; give the config of a recogniser")
     # 0.x has these keys at the top, 1.x none of them
     era = 0 if any(key in config for key in ("data", "lr_config", "total_epochs", "optimizer_config")) else 1
 
     model = config.part("model")
     if not model.text("type").startswith("Recognizer") or model.text("type") not in ("Recognizer2D", "Recognizer3D"):
-        model.fail("type", f"{model.text('type')!r} is no recogniser of videos here; Recognizer2D and Recognizer3D are")
+        model.fail("type", f"{model.text('type')!r} is not supported here; use Recognizer2D or Recognizer3D")
 
     draft = Draft()
     # The model first: frames and optimiser depend on it
@@ -223,7 +223,7 @@ def _dataset(dataset: ForeignDict, draft: Draft, role: str, era: int) -> int:
         return _wrapped(dataset, kind, draft, role, era)
 
     if kind not in ("VideoDataset", "RawframeDataset"):
-        dataset.fail("type", f"{kind!r} is no kind of list here; VideoDataset and RawframeDataset are")
+        dataset.fail("type", f"{kind!r} is not supported here; use VideoDataset or RawframeDataset")
     if not dataset.values:
         return 1
 
@@ -319,7 +319,7 @@ def _batch(config: ForeignDict, loader: ForeignDict, size: str, workers: str, dr
     draft.values["reference_batch"] = base or batch * int(str(draft.values["shards"]))
     if scale.flag("enable", False):
         draft.left_out(
-            scale, "enable", note="no rate changes with the batch; another batch than reference_batch is remarked on"
+            scale, "enable", note="no rate changes with the batch; a batch other than reference_batch is reported"
         )
     scale.skip("enable", "base_batch_size")
 
@@ -345,7 +345,7 @@ def _no_training(config: ForeignDict, test: ForeignDict, draft: Draft, era: int)
     # Frames and sampling are still real: they come from the test pipeline
     step = next((step for step in _pipeline(test) if step.text("type").endswith("SampleFrames")), None)
     if step is None:
-        test.fail("pipeline", "does not say which frames a clip has (SampleFrames)")
+        test.fail("pipeline", "does not define which frames a clip has (SampleFrames)")
 
     is_3d = config.part("model").text("type") == "Recognizer3D"
     clips = 1 if is_3d else step.count("num_clips", 1)

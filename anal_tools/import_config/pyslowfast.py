@@ -22,7 +22,7 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 18: (2, 2, 2, 2)}  # depth: bloc
 IDLE = {
     "TENSORBOARD": "curves are always written to events/",
     "OUTPUT_DIR": "the experiment folder",
-    "LOG_MODEL_INFO": "parameters stand in the log",
+    "LOG_MODEL_INFO": "the log lists the parameters",
     "DIST_BACKEND": "the launcher sets up processes and backends",
     "DEMO": "python main.py predict",
     "DETECTION": "no detection here",
@@ -41,7 +41,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
     """
     config = ForeignDict(file, _values(file))
     if not any(name in config for name in ("MODEL", "TRAIN", "SOLVER")):
-        raise UserError(f"{file}: has no MODEL, TRAIN or SOLVER, so it is no config of PySlowFast")
+        raise UserError(f"{file}: has no MODEL, TRAIN or SOLVER, so it is not a config of PySlowFast")
 
     draft = Draft()
     _model(config, draft)
@@ -66,7 +66,7 @@ def _values(file: Path) -> Mapping[Key, object]:
         raise UserError(f"{file}:{line}: {f'{name}: ' if name else ''}{text}")
 
     if not isinstance(document.value, Mapping):
-        raise UserError(f"{file}: holds no keys, so it is no config of PySlowFast")
+        raise UserError(f"{file}: has no keys, so it is not a config of PySlowFast")
     return document.value
 
 
@@ -75,10 +75,10 @@ def _model(config: ForeignDict, draft: Draft) -> None:
 
     arch = model.text("ARCH", "slowfast")
     if arch not in ARCHS:
-        model.fail("ARCH", f"{arch!r} is no network here; {', '.join(ARCHS)} are")
+        model.fail("ARCH", f"{arch!r} is not supported here; use one of {', '.join(ARCHS)}")
     name = model.text("MODEL_NAME", "SlowFast")
     if name not in ("SlowFast", "ResNet", "PTVSlowFast", "PTVResNet"):
-        model.fail("MODEL_NAME", f"{name!r} is no network here; SlowFast and ResNet are")
+        model.fail("MODEL_NAME", f"{name!r} is not supported here; use SlowFast or ResNet")
 
     # Multigrid changes the clip size during the run, which moves the whole schedule
     multigrid = config.part("MULTIGRID")
@@ -100,7 +100,7 @@ def _model(config: ForeignDict, draft: Draft) -> None:
     loss = model.text("LOSS_FUNC", "cross_entropy")
     # soft_cross_entropy is cross entropy with the mixed labels of mixup: `ce` here
     if loss not in ("cross_entropy", "bce", "bce_logit", "soft_cross_entropy"):
-        model.fail("LOSS_FUNC", f"{loss!r} is no loss here; cross_entropy and bce are")
+        model.fail("LOSS_FUNC", f"{loss!r} is not supported here; use cross_entropy or bce")
     draft.exact("loss", "bce" if loss.startswith("bce") else "ce", model, "LOSS_FUNC")
 
     _resnet(resnet, draft, is_fast)
@@ -134,7 +134,7 @@ def _resnet(resnet: ForeignDict, draft: Draft, is_fast: bool) -> None:
         stages = _stages(resnet, key)
         for number, stage in enumerate(stages):
             if len(stages) != len(strides) or any(value != strides[number] for value in stage):
-                resnet.fail(key, f"{shown(resnet.values[key])} makes another network; the one here has {strides}")
+                resnet.fail(key, f"{shown(resnet.values[key])} makes a different network; the one here has {strides}")
 
     draft.built_in(resnet, "SPATIAL_STRIDES", "SPATIAL_DILATIONS", "INPLACE_RELU")
     _temporal_kernels(resnet, draft, depth, is_fast)
@@ -186,7 +186,7 @@ def _temporal_blocks(resnet: ForeignDict, key: str, depth: int, pathways: int) -
 def _fixed(source: ForeignDict, expected: Mapping[str, object], draft: Draft) -> None:
     for key, value in expected.items():
         if key in source and source.raw(key) != value:
-            source.fail(key, f"{shown(source.values[key])} makes another network; the one here has {value!r}")
+            source.fail(key, f"{shown(source.values[key])} makes a different network; the one here has {value!r}")
     draft.built_in(source, *expected)
 
 
@@ -209,7 +209,7 @@ def _non_local(part: ForeignDict, draft: Draft, is_fast: bool) -> None:
     # Their LOCATION lists block indices by stage and pathway
     if others or slow != [(), (1, 3), (1, 3, 5), ()] or draft.values["model.backbone"] != "resnet50":
         part.fail(
-            "LOCATION", "blocks stand after [1, 3] of res3 and [1, 3, 5] of res4 of a ResNet-50's Slow pathway here"
+            "LOCATION", "blocks come after [1, 3] of res3 and [1, 3, 5] of res4 of a ResNet-50's Slow pathway here"
         )
 
     # One group, and keys pooled by two in height and width
@@ -240,15 +240,15 @@ def _weights(train: ForeignDict, draft: Draft) -> None:
 def _data(config: ForeignDict, draft: Draft) -> None:
     data, train = config.part("DATA"), config.part("TRAIN")
     draft.ours_only("model.num_segments", 1, "one clip of clip_len frames")
-    draft.ours_only("data.sampling", "pyslowfast", "a random clip, at 30 frames a second")
+    draft.ours_only("data.sampling", "pyslowfast", "a random clip, at 30 frames per second")
 
     frames, rate = data.count("NUM_FRAMES", 8), data.count("SAMPLING_RATE", 8)
     draft.exact("data.clip_len", frames, data, "NUM_FRAMES")
     draft.exact("data.frame_interval", rate, data, "SAMPLING_RATE")
 
-    # Videos of another rate are resampled to 30 frames a second by both
+    # Videos of a different rate are resampled to 30 frames per second by both
     if data.number("TARGET_FPS", 30) != 30:
-        draft.left_out(data, "TARGET_FPS", note="clips are stretched to 30 frames a second here")
+        draft.left_out(data, "TARGET_FPS", note="clips are stretched to 30 frames per second here")
     draft.built_in(data, "TARGET_FPS")
 
     draft.exact("augmentation.input_size", data.count("TRAIN_CROP_SIZE", 224), data, "TRAIN_CROP_SIZE")
@@ -357,7 +357,7 @@ def _solver(config: ForeignDict, draft: Draft, shards: int) -> None:
             draft.exact("optimizer.layer_decay", solver.number("LAYER_DECAY"), solver, "LAYER_DECAY")
         solver.skip("MOMENTUM", "NESTEROV")
     else:
-        solver.fail("OPTIMIZING_METHOD", f"{kind!r} is no optimiser here; there are sgd and adamw")
+        solver.fail("OPTIMIZING_METHOD", f"{kind!r} is not supported here; use sgd or adamw")
 
     draft.exact("weight_decay", solver.number("WEIGHT_DECAY", 1e-4), solver, "WEIGHT_DECAY")
     if "CLIP_GRAD_L2NORM" in solver:
@@ -383,7 +383,7 @@ def _rates(solver: ForeignDict, draft: Draft, factor: int) -> None:
     elif policy == "steps_with_relative_lrs":
         _relative_steps(solver, draft, epochs)
     else:
-        solver.fail("LR_POLICY", f"{policy!r} is no schedule here; there are cosine and steps_with_relative_lrs")
+        solver.fail("LR_POLICY", f"{policy!r} is not supported here; use cosine or steps_with_relative_lrs")
 
     length = solver.number("WARMUP_EPOCHS", 0.0)
     if not length:

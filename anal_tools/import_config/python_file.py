@@ -179,7 +179,7 @@ class _File:
         """Set NAME[KEY] = VALUE; refuse it once the name was used: values are copied here and shared in Python."""
         held = self.names.get(name)
         if not isinstance(held, dict) or not isinstance(key, str | int) or name in self.used:
-            self.fail(node, f"{name}[...] is changed where it is no dict or already in use; write out its value")
+            self.fail(node, f"{name}[...] is changed although it is no dict or already in use; write out its value")
         held[key] = value
 
     def take_bases(self, node: ast.stmt, value: Value) -> None:
@@ -191,7 +191,8 @@ class _File:
         for name in names:
             if not isinstance(name, str) or "::" in name or "://" in name or not name.endswith(".py"):
                 self.fail(
-                    node, f"_base_ {str(name)[:200]!r} is no path of a .py file; copy the file here and name its path"
+                    node,
+                    f"_base_ {str(name)[:200]!r} is not the path of a .py file; copy the file here and name it",
                 )
 
             file = self.file.parent / name
@@ -243,7 +244,7 @@ class _File:
 
     def name(self, node: ast.Name, depth: int) -> Value:
         if node.id not in self.names:
-            self.fail(node, f"{node.id} is no name that the file has given a value before")
+            self.fail(node, f"{node.id} has no value before this line")
         self.used.add(node.id)
         return self.copied(node, self.names[node.id])  # no sharing, and each use counts
 
@@ -417,7 +418,7 @@ class _File:
 
 
 def _dotted(node: ast.expr) -> str:
-    """Return the dotted name of a called function, with "..." in place of anything that is no name."""
+    """Return the dotted name of a called function, with "..." in place of anything that is not a name."""
     names = []
     while isinstance(node, ast.Attribute) and len(names) < 5:
         names.append(node.attr)

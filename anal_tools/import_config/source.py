@@ -34,7 +34,7 @@ class ForeignDict:
         return self.values.get(key) is not None
 
     def raw(self, key: str) -> object:
-        """Return a value of any type; None where it is absent."""
+        """Return a value of any type; None if it is absent."""
         self.read.add(self.full(key))
         return self.values.get(key)
 

@@ -1,6 +1,6 @@
 """Implement `python main.py import FILE [--out EXP]`: convert a config of MMAction2 (.py) or PySlowFast (.yaml).
 
-A table lists the keys that were taken over exactly, those that have another meaning here, and those that were not taken
+A table lists the keys that were taken over exactly, those with a different meaning here, and those that were not taken
 over, with the reason. --out writes it into the folder as `import.txt`. Nothing in the file is executed.
 """
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a .py config of MMAction2, a .yaml of PySlowFast")
     parser.add_argument("--out", type=Path, metavar="EXP", help="folder to make; without it nothing is written")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of their run, where the file does not say it")
+    parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs of their run, if the file lacks it")
     args = parser.parse_args(argv)
 
     if args.gpus is not None and not 0 < args.gpus <= 100_000:

@@ -101,7 +101,7 @@ def from_experiment(
 
     if hf.is_folder(target):
         raise UserError(
-            f"{target}: a Hugging Face folder says nothing of how frames are sampled; name an experiment whose model "
+            f"{target}: a Hugging Face folder does not define how frames are sampled; name an experiment whose model "
             f"fits, and --checkpoint {target}"
         )
 
@@ -170,7 +170,7 @@ def config_of(state: Mapping[str, object], file: Path, overrides: list[str]) -> 
     """Return the config that a checkpoint was written with.
 
     Raises:
-        UserError: the checkpoint holds none, or the config of another version that is no longer valid.
+        UserError: the checkpoint holds none, or the config of a different version that is no longer valid.
     """
     from utils import config
     from utils.config.schema import PAIRS

@@ -19,27 +19,29 @@ from utils.errors import UserError
 from utils.options import Parser
 from utils.version import VERSION
 
-PICTURES, CLIPS = 200, 100  # videos that are shown with frames, and with a clip
-HEADLINE = ("top1", "top5", "mean_class_accuracy")  # names of the metrics above everything
+PICTURES, CLIPS = 200, 100  # number of videos shown with frames, and of these with a clip
+HEADLINE = ("top1", "top5", "mean_class_accuracy")  # metrics at the top of the page
 MOST = 8  # experiments that the page has colours for
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse the command line and write the report."""
     parser = Parser(prog="main.py report", description="Write EXP/report/index.html.")
-    parser.add_argument("exp", nargs="+", help="evaluated experiment folders; EXP:NAME takes the results NAME")
+    parser.add_argument("exp", nargs="+", help="evaluated experiment folders; EXP:NAME selects the results NAME")
     parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="default: report/ in the first EXP")
-    parser.add_argument("--pictures", type=int, default=PICTURES, metavar="N", help="videos that are shown with frames")
-    parser.add_argument("--clips", type=int, default=CLIPS, metavar="N", help="of these, how many with a clip")
+    parser.add_argument(
+        "--pictures", type=int, default=PICTURES, metavar="N", help="number of videos shown with frames"
+    )
+    parser.add_argument("--clips", type=int, default=CLIPS, metavar="N", help="how many of them also get a clip")
     parser.add_argument(
         "--cam", action="store_true", help="show where the network looked in its most confident mistakes"
     )
-    parser.add_argument("--cam-layer", default=None, metavar="NAME", help="--cam with the map of this layer")
+    parser.add_argument("--cam-layer", default=None, metavar="NAME", help="like --cam, with the map of this layer")
     parser.add_argument(
-        "--no-media", action="store_true", help="no frame of a video in the report, none of earlier ones"
+        "--no-media", action="store_true", help="include no video frames, and delete those of earlier reports"
     )
     parser.add_argument(
-        "--good-pairs", type=Path, default=None, metavar="FILE", help="allowed pairs, `child -> parent` a line"
+        "--good-pairs", type=Path, default=None, metavar="FILE", help="allowed pairs, one `child -> parent` per line"
     )
 
     args = parser.parse_args(list(argv))
@@ -64,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"{error.filename}: the report cannot be written here ({error.strerror}); try --out") from error
     size = sum(path.stat().st_size for path in index.parent.rglob("*") if path.is_file())
-    print(f"{shown(str(index))}: {size / 1e6:.1f} MB with its pictures, written in {time.monotonic() - started:.1f} s")
+    print(f"{shown(str(index))}: {size / 1e6:.1f} MB with pictures, written in {time.monotonic() - started:.1f} s")
     return 0
 
 
@@ -83,9 +85,9 @@ def build(
     Args:
         where: `EXP` or `EXP:NAME`; the first gives the list of videos.
         out: folder to write; default: report/ in the first experiment.
-        pictures: number of videos that are shown with the frames that the model saw; 0: no media, and those of earlier
-            reports in this folder are deleted.
-        clips: how many of these have a clip, too.
+        pictures: number of videos shown with the frames that the model saw; 0 for no media, which also deletes those
+            of earlier reports in this folder.
+        clips: how many of them also get a clip.
         good_pairs: file of allowed pairs.
         cam: show which parts of the frames each network used in its most confident mistakes.
         cam_layer: layer of Grad-CAM; None to choose it.
@@ -108,10 +110,10 @@ def build(
 
     folder = out or experiments[0].exp / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    # Maps are drawn into the pictures' entries, so pictures come first
+    # Maps are added to the entries of the pictures, so pictures come first
     media_of, note = pictures_of(experiments, analyses, folder / "media", pictures=pictures, clips=clips)
     about_maps = maps_of(experiments, analyses, media_of, folder / "media", layer=cam_layer) if cam else []
-    # Only now are all files of the page known
+    # All files of the page are known from here on
     media.forget_others(folder / "media", media_of)
 
     suspects = label_errors.suspects(experiments[0].results.scores, experiments[0].results.labels)
@@ -144,7 +146,7 @@ def build(
 
 
 def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
-    """Return the numbers at the top of the page, with a text for each."""
+    """Return the numbers at the top of the page, each with a label."""
     numbers = one.results.numbers
     shown_metrics = [metric for metric in metrics.metrics_of("report") if metric.name in HEADLINE]
     ends = intervals.of_metrics(one.results.videos, shown_metrics)
@@ -170,7 +172,7 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     mistakes = analyze.worst_videos(first, len(results.ids))
     candidates = mistakes[: analyze.TOP]
 
-    # Of each class pair the most confident mistake
+    # The most confident mistake of each class pair
     examples: dict[tuple[int, int], int] = {}
     for row in mistakes:
         examples.setdefault((int(results.labels[row]), int(first.predicted[row])), row)
@@ -198,9 +200,9 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
 def pictures_of(
     experiments: Sequence[Experiment], analyses: Sequence[Analysis], folder: Path, *, pictures: int, clips: int
 ) -> tuple[dict[int, Pictures], str]:
-    """Return the pictures of the chosen videos, and a line that says what they show or why there are none."""
+    """Return the pictures of the chosen videos, and a line that explains what they show or why there are none."""
     if not pictures:
-        return {}, "Made without pictures: no frame of a video is in this folder."
+        return {}, "Made without pictures: this folder contains no video frames."
     rows = chosen_rows(experiments, analyses)[:pictures]
     if not rows:
         return {}, ""
@@ -216,7 +218,7 @@ def pictures_of(
     for line in failed[:5]:
         print(f"no picture: {shown(line)}")
     note = (
-        f"Frames are those that {experiments[0].title} saw, cropped as it saw them; choose one to find it in the clip."
+        f"Frames are those that {experiments[0].title} saw, cropped as it saw them; click one to find it in the clip."
     )
     return pictures_by_row, note + (f" {len(failed)} videos could not be shown." if failed else "")
 

@@ -36,7 +36,7 @@ CLIP_RATE = 15.0  # frames/s at most
 CLIP_SECONDS = 20.0  # at most, around the frames that were seen
 # VP8 in WebM: every browser plays it, also those built without licensed codecs.
 CODEC, SUFFIX = "libvpx", "webm"
-# Part of the file names: another layout makes new files
+# Part of the file names: a different layout makes new files
 _LAYOUT = [TILE_HEIGHT, SHEET_COLUMNS, SHEET_GAP, CLIP_SIDE, CLIP_RATE, CLIP_SECONDS]
 # One thread: several videos are encoded at a time, and libvpx's threads spin while they wait for each other.
 _OPTIONS = {"deadline": "realtime", "cpu-used": "12", "crf": "20", "b": "200k", "threads": "1"}
@@ -308,7 +308,7 @@ def clip_part(frames: int, fps: float, seen: np.ndarray) -> range:
 
 
 def stem_of(source: EvaluatedVideos, row: int, how: list[object]) -> str:
-    """Return a file name for one video's pictures; other videos, lists or views get another name."""
+    """Return a file name for one video's pictures; other videos, lists or views get a different name."""
     path = source.records.full_path(row)
     stamp = os.stat(path)
     text = json.dumps(

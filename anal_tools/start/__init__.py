@@ -1,8 +1,8 @@
 """`python main.py start FOLDER`: from videos to a trained, evaluated model and its report, in one command.
 
-The steps: ask the doctor, look at the videos, scan them, divide them, choose a recipe and write an experiment; then run
-train.sh, eval.sh and report as a user would. A second start resumes where the first one stopped: the experiment is
-written last, and never again.
+The steps: run the doctor, find the videos, scan them, split them, choose a recipe and write an experiment. Then run
+train.sh, eval.sh and report as a user would. A second start resumes where the first one stopped. The experiment is
+written last and never overwritten.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ from utils.options import Parser
 
 NOTE = "start.json"  # written when the experiment is complete: options of the command, and views of the evaluation
 RESULT = pooled.RESULT
-STOPPED = 75  # exit code of a run that a signal has stopped, and that can resume
+STOPPED = 75  # exit code of a run that a signal stopped and that can resume
 _NOT_OF_THE_RUN = ("out", "yes", "folder", "no_train", "no_doctor")  # options that a second start may change
-FEW = 30  # held-out videos; one of 30 is worth 3 points
-DEADLINE = 120.0  # seconds that a file may take
+FEW = 30  # held-out videos; each of 30 is worth 3 percentage points
+DEADLINE = 120.0  # seconds to examine one file
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do the steps that are missing; return the exit code of the training if it did not finish."""
+    """Run the missing steps. Return 0, or the exit code of a training or an evaluation that did not finish."""
     args = _parser().parse_args(argv)
     exp = Path(os.path.abspath(args.out or _default_out(args.folder)))
     options = {name: value for name, value in vars(args).items() if name not in _NOT_OF_THE_RUN}
     # Through JSON, so that it compares equal to the note in the file
     note = json.loads(json.dumps({"folder": os.path.abspath(args.folder), **options}))
 
-    # Write the experiment, unless an earlier start has
+    # Write the experiment, unless an earlier start has written it
     if not _is_begun(exp, note):
         if not args.no_doctor:
             doctor.consult(Subject(), doctor.OF_THE_MACHINE)
         views = prepare(exp, args)
         files.write_text(exp / NOTE, json.dumps(note | {"views": views}, indent=1) + "\n", errors="surrogateescape")
         if args.no_train:
-            print(f"made {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
+            print(f"wrote {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
             return 0
         if not args.yes and sys.stdin.isatty() and not _wants_training(exp):
-            print(f"made {exp}; the same command trains it")
+            print(f"wrote {exp}; the same command trains it")
             return 0
 
     # Train, evaluate, report
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _wants_training(exp: Path) -> bool:
-    """Say how long the training takes, and ask."""
+    """Print how long the training takes. Return True if the user wants to start it."""
     from anal_tools.start import duration
 
     print(duration.estimate(exp))
@@ -88,7 +88,7 @@ def _wants_training(exp: Path) -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="main.py start",
-        description="Train on a folder of videos, evaluate, and write the report. Again: what is missing.",
+        description="Train on a folder of videos, evaluate and write the report. Run it again to resume.",
     )
     add = parser.add_argument
     add(
@@ -103,18 +103,18 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--group",
         metavar="REGEX",
-        help="videos in whose path it finds the same text stay on one side; '' for no groups",
+        help="videos whose paths match with the same text stay on one side of the split; '' for no groups",
     )
     add("--folds", type=int, metavar="N", help="hold out each video once, in N folds (default: hold out a fifth)")
-    add("--leave-out", action="append", default=[], metavar="CLASS", help="a class that is not taken")
-    add("--size", type=int, metavar="PIXELS", help="side of a clip")
-    add("--segments", type=int, metavar="T", help="frames of a clip")
+    add("--leave-out", action="append", default=[], metavar="CLASS", help="leave out this class")
+    add("--size", type=int, metavar="PIXELS", help="height and width of a clip")
+    add("--segments", type=int, metavar="T", help="frames per clip")
     add("--epochs", type=float, metavar="E", help="length of the training")
-    add("--seed", type=int, default=0, help="of the split and the training (0)")
-    add("--trust", action="store_true", help="take the classes as they are, whatever the file names hold")
+    add("--seed", type=int, default=0, help="random seed of the split and the training (0)")
+    add("--trust", action="store_true", help="trust the given classes, even if file names contradict them")
     add("--no-train", action="store_true", help="write the experiment only")
-    add("--no-doctor", action="store_true", help="do not let the doctor look at the machine and the experiment before")
-    add("--yes", action="store_true", help="do not ask before the training")
+    add("--no-doctor", action="store_true", help="skip the doctor's checks of the machine and the experiment")
+    add("--yes", action="store_true", help="do not ask before training")
 
     return parser
 
@@ -132,10 +132,10 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
     """
     if not (exp / NOTE).is_file():
         file = exp / "config.yaml"
-        # Without the note a start was interrupted while it wrote: its config may be overwritten
+        # No note: a start was interrupted before it finished writing, so its config may be overwritten
         is_ours = not file.exists() or recipe.MARK in file.read_text("utf-8", errors="replace")
         if not is_ours or (exp / "log.txt").exists():
-            raise UserError(f"{exp}: holds an experiment that `start` has not made; choose another --out")
+            raise UserError(f"{exp}: holds an experiment that `start` did not write; choose another --out")
         return False
 
     try:
@@ -148,7 +148,7 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
             f"{exp}: was started with another {', '.join(changed)}; choose another --out, or remove the folder"
         )
 
-    print(f"{exp}: was written before; it resumes where it was")
+    print(f"{exp}: exists already; it resumes where it was")
     return True
 
 
@@ -156,16 +156,16 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     """Write a complete experiment; return the views of its evaluation.
 
     Raises:
-        UserError: these videos are no data set; one sentence says why.
+        UserError: these videos cannot be used as a data set; the message gives the reason.
     """
-    # Look at every video
+    # Find and examine every video
     samples = videos.look(args.folder, args.leave_out)
     _check_names(samples, trust=args.trust)
     entries, copies = _scan(exp, samples)
     notes = [f"{len(samples.videos)} videos of {len(samples.classes)} classes, by {samples.source}", *samples.notes]
     print("\n".join(map(shown, notes)))
 
-    # Divide them
+    # Split them
     weights = _weights(args.weights)
     sides = _divide(samples, copies, args)
     _write_lists(exp / "lists", samples, sides)
@@ -193,7 +193,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
         print(f"  {listed('no held-out video of', lacking)}; --folds {split.FOLDS} holds out each video once")
     elif not sides.folds and not sides.is_given and len(samples.videos) - sides.train < FEW:
         print(
-            f"  few for a number to trust; --folds {split.FOLDS} holds out each video once, in {split.FOLDS} trainings"
+            f"  too few for a reliable accuracy; --folds {split.FOLDS} holds out each video once, in {split.FOLDS} runs"
         )
     print("\n".join(f"{key}: {text}" for key, text in chosen.why))
     print(f"experiment: {exp / 'config.yaml'}")
@@ -201,12 +201,12 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
 
 
 def _check_names(samples: Samples, *, trust: bool) -> None:
-    """Refuse file names that hold another class than their folder, unless the user trusts the folders."""
+    """Refuse file names that contain a different class than their folder, unless the user trusts the folders."""
     wrong = [] if trust else videos.contradictions(samples)
     if wrong:
         raise UserError(
-            f"{listed('file names that contradict their class', map(shown, wrong), most=5)}; move these files, or take "
-            "the classes as they are with --trust"
+            f"{listed('file names that contradict their class', map(shown, wrong), most=5)}; move these files, or "
+            "keep the classes with --trust"
         )
 
 
@@ -220,14 +220,14 @@ def _weights(given: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Sides:
-    """The division of the videos into those to train on and those to hold out.
+    """The split of the videos into training and held-out ones.
 
     Attributes:
         labels: (N,) class of each video.
         places: (N,) fold in which each video is held out.
-        held_out_fold: the fold that is held out where no folds are asked for.
-        folds: number of folds; None for a single division.
-        is_given: the videos came with a split of their own.
+        held_out_fold: the fold that is held out without --folds.
+        folds: number of folds; None for a single split.
+        is_given: the data set has its own split.
         why: how the groups were found.
     """
 
@@ -245,7 +245,7 @@ class Sides:
 
     @property
     def lacking(self) -> list[int]:
-        """The classes without a held-out video; none with folds, which hold out each video once."""
+        """The classes without a held-out video. Empty with folds, since these hold out each video once."""
         held_out = set(np.array(self.labels)[self.places == self.held_out_fold].tolist())
         return [] if self.folds else sorted(set(self.labels) - held_out)
 
@@ -255,10 +255,10 @@ class Sides:
 
 
 def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
-    """Divide the videos by the options of the command.
+    """Split the videos according to the options.
 
     Raises:
-        UserError: folds of videos that have a split, or no division is possible.
+        UserError: --folds for a data set with its own split, or no split is possible.
     """
     count = args.folds or split.FOLDS
     if count < 2:
@@ -266,11 +266,11 @@ def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Na
     division = split.divide(samples, copies, group=args.group, count=count)
     given = any(one.split for one in samples.videos)
     if args.folds and given:
-        raise UserError("--folds: these videos have a split of their own; put all of them into class folders for folds")
+        raise UserError("--folds: this data set has its own split; to use folds, put all videos into class folders")
 
     numbers = {name: number for number, name in enumerate(samples.classes)}
     labels = [numbers[one.label] for one in samples.videos]
-    # A split of the videos holds out fold 0; with folds `held_out_fold` is not used
+    # A given split holds out fold 0; with folds, `held_out_fold` is not used
     held_out_fold = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
     return Sides(labels, division.places, held_out_fold, count if args.folds else None, given, division.why)
 
@@ -289,7 +289,7 @@ def _write_experiment(
     files.write_text(
         exp / "config.yaml", recipe.config_text(chosen, summary, quoted, folds=folds, seed=seed, about=about)
     )
-    config.load(exp)  # raises UserError where `recipe` wrote a config that is refused
+    config.load(exp)  # raises UserError if `recipe` wrote an invalid config
     new.write_scripts(exp)
 
 
@@ -304,12 +304,12 @@ def _scan(exp: Path, samples: Samples) -> tuple[list[dict], list[list[int]]]:
     for one in samples.videos:
         one.source = source_of[one.path]
 
-    # Where some samples are parts, the others are parts too: from their first frame to their last
+    # If some samples are parts of files, write the others as parts too, from the first frame to the last
     if any(one.frames >= 0 for one in samples.videos):
         for one in samples.videos:
             one.frames = one.frames if one.frames >= 0 else by_path[one.path]["frames"]
 
-    # Samples are the same video where the same frames of the same source are meant
+    # Two samples are the same video if they use the same frames of the same source
     rows_of: dict[tuple[str, int, int], list[int]] = {}
     for row, one in enumerate(samples.videos):
         rows_of.setdefault((one.source, one.first, one.frames), []).append(row)
@@ -317,7 +317,7 @@ def _scan(exp: Path, samples: Samples) -> tuple[list[dict], list[list[int]]]:
 
 
 def _examined(exp: Path, samples: Samples) -> tuple[dict[str, dict], dict[str, str]]:
-    """Examine every file once; a second start keeps what the first one has examined.
+    """Examine every file once. A second start reuses the results of the first one.
 
     Returns:
         path -> result of the scan, and path -> the first of the files that hold the same video.
@@ -366,10 +366,10 @@ def _keep_readable(samples: Samples, by_path: Mapping[str, dict]) -> None:
 
 
 def _in_frames(one: Video, entry: dict, samples: Samples) -> bool:
-    """Turn the seconds of a part into frames; return False and note it where the file ends too early."""
+    """Convert the seconds of a part to frames. Return False and note it if the file ends too early."""
     if one.start is None and one.end is None:
         return True
-    rate = entry["fps"] or ReaderSpec.fps  # frames per second; folders of frames have none of their own
+    rate = entry["fps"] or ReaderSpec.fps  # frames per second; a folder of frames has no rate of its own
     one.first = round((one.start or 0) * rate)
     last = entry["frames"] if one.end is None else min(entry["frames"], round(one.end * rate))
     one.frames = last - one.first
@@ -382,11 +382,11 @@ def _in_frames(one: Video, entry: dict, samples: Samples) -> bool:
 
 
 def _write_lists(folder: Path, samples: Samples, sides: Sides) -> None:
-    """Write classInd.txt, and train.txt and val.txt or such a pair for each fold."""
+    """Write classInd.txt, and train.txt and val.txt, or one such pair per fold."""
     folder.mkdir(parents=True, exist_ok=True)
     names = "".join(f"{label} {name}\n" for label, name in enumerate(samples.classes))
     files.write_text(folder / "classInd.txt", names, errors="surrogateescape")
-    # A list has the columns first and frames in all of its lines or in none
+    # Either all lines of a list have the columns `first` and `frames`, or none has
     has_parts = any(one.frames >= 0 for one in samples.videos)
     lines = []
     for one, label in zip(samples.videos, sides.labels, strict=True):
@@ -405,18 +405,18 @@ def _train(exp: Path, views: str, result: str) -> int:
     code = _launch("train", exp)
     if code or (exp / "results" / f"{result}.json").is_file():
         return code
-    # Folds evaluate the last checkpoint by themselves
+    # The folds evaluate the last checkpoint without this option
     checkpoint = [] if config.load(exp).data.folds else ["--checkpoint", "latest"]
     return _launch("eval", exp, *checkpoint, "--views", views, "--name", result)
 
 
 def _launch(verb: str, exp: Path, *more: str) -> int:
-    """Run `python -m launch`; Ctrl-C also reaches the launcher, and this process waits until it has saved."""
+    """Run `python -m launch`. Ctrl-C also reaches the launcher, and this process waits until the run has saved."""
     argv = [sys.executable, "-m", "launch", verb, str(exp), "local", str(_ranks()), *more]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(new.ROOT), os.environ.get("PYTHONPATH")]))}
     sys.stdout.flush()  # before the launcher prints
     process = subprocess.Popen(argv, cwd=new.ROOT, env=env)
-    # Keep this process alive through Ctrl-C: the whole foreground group gets it. SIGTERM comes here only
+    # Survive Ctrl-C, which the whole foreground group receives. SIGTERM reaches only this process, so forward it
     before = {
         number: signal.signal(number, lambda number, frame: _pass_on(process, number))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -430,7 +430,7 @@ def _launch(verb: str, exp: Path, *more: str) -> int:
 
     if code == STOPPED:
         print("stopped; the same command resumes")
-    return code if code >= 0 else 128 - code  # 128 + signal, as a shell has it
+    return code if code >= 0 else 128 - code  # 128 + signal, as shells report it
 
 
 def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
@@ -448,13 +448,13 @@ def _report(exp: Path, result: str) -> int:
 
     index = build.build([f"{exp}:{result}"])
     results = Results.load(exp, result)
-    # Of a share, also where all videos are right: resampling them would give an interval without a width
+    # Wilson's interval has a width even if every video is right; a bootstrap interval would have none
     low, high = intervals.wilson(int(results.videos.right().sum()), len(results.ids))
-    # The share of the largest class is what a constant answer scores
+    # Always predicting the largest class scores that class's share
     largest = np.bincount(results.labels).max() / len(results.labels)
     print(
         f"top-1 {results.numbers['top1']:.2f} on {len(results.ids)} held-out videos (95 % interval {low:.2f} to "
-        f"{high:.2f}; always the largest class: {100 * largest:.2f})"
+        f"{high:.2f}; always predicting the largest class: {100 * largest:.2f})"
     )
     print(f"report: {index}")
     if sys.stdout.isatty() and os.environ.get("DISPLAY"):

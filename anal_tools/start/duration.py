@@ -35,7 +35,7 @@ def estimate(exp: Path) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as a person would say them: `40 s`, `12 min`, `3 h`."""
+    """Return a duration in readable form: `40 s`, `12 min`, `3 h`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

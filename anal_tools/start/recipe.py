@@ -187,15 +187,15 @@ def choose(
 
 def _recipe(summary: DataSummary, name: str | None, weights: str | None) -> tuple[str, str]:
     if name is not None and name not in RECIPES:
-        raise UserError(f"--recipe {name}: there is none; there are {', '.join(RECIPES)}")
+        raise UserError(f"--recipe {name}: no such recipe; choose one of {', '.join(RECIPES)}")
 
     if name is not None:
         file = RECIPES[name].weights
         if file and not weights and not (ROOT / file).is_file():
             raise UserError(
-                f"--recipe {name}: starts from {file}, which is not here; pretrained/README.md says where to get it"
+                f"--recipe {name}: starts from {file}, which is missing; pretrained/README.md explains where to get it"
             )
-        return name, "as asked for"
+        return name, "as requested"
 
     # The best recipe whose weights are here
     if summary.gpus and (ROOT / RESNET_WEIGHTS).is_file():

@@ -14,7 +14,7 @@ from datasets.loading.bad_media import printable
 from utils.errors import UserError, listed
 
 TRAINED, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "testing", "dev", "eval", "holdout")
-FOLDS = 5  # one of them is held out where no folds are asked for
+FOLDS = 5  # one of them is held out without --folds
 _SAME_PART = 0.9  # share of the videos whose part of the name occurs in another class, too
 
 
@@ -51,7 +51,7 @@ def divide(samples: Samples, copies: Sequence[Sequence[int]], *, group: str | No
         unknown = next((one for one in videos if one.split.lower() not in TRAINED + HELD_OUT), None)
         if unknown is not None:
             raise UserError(
-                f"{printable(unknown.path)}: its split is {unknown.split!r}; say one of {', '.join(TRAINED + HELD_OUT)}"
+                f"{printable(unknown.path)}: its split is {unknown.split!r}; use one of {', '.join(TRAINED + HELD_OUT)}"
             )
 
         places = np.array([0 if one.split.lower() in HELD_OUT else 1 for one in videos])
@@ -59,7 +59,7 @@ def divide(samples: Samples, copies: Sequence[Sequence[int]], *, group: str | No
         if across is not None:
             names = " and ".join(printable(videos[row].path) for row in across[:2])
             raise UserError(f"{names} are the same video, one for training and one for validation; remove one of them")
-        return _checked(samples, Split(places, "as the folders or the table say"), "")
+        return _checked(samples, Split(places, "as given by the folders or the table"), "")
 
     # Else by groups, joined where copies or clips connect them
     groups, why = _groups(videos, group)
@@ -107,7 +107,7 @@ def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | N
 def guessed(videos: Sequence[Video]) -> list[str] | None:
     """Return the part of each file name that recurs in several classes: a person, a camera, a recording.
 
-    Parts are the text between `_ - .` and blanks, counted from either end. A number that counts videos is no group. Of
+    Parts are the text between `_ - .` and spaces, counted from either end. A number that counts videos is no group. Of
     several such parts the one with the most values is taken.
     """
     stems = [re.split(r"[_\-. ]+", re.sub(r"\.[^.]*$", "", one.path.rsplit("/", 1)[-1])) for one in videos]

@@ -103,9 +103,7 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
 
     unknown = [name for name in leave_out if name not in samples.classes]
     if unknown:
-        raise UserError(
-            f"--leave-out {unknown[0]}: there is no such class; there are {', '.join(samples.classes[:10])}"
-        )
+        raise UserError(f"--leave-out {unknown[0]}: no such class; choose from {', '.join(samples.classes[:10])}")
 
     samples.videos = [one for one in samples.videos if one.label not in leave_out]
     samples.classes = [name for name in samples.classes if name not in leave_out]
@@ -208,7 +206,7 @@ def _class_names(table: Path, videos: Sequence[Video]) -> list[str]:
 
     count = max(map(int, labels)) + 1
     beside = table.parent / "classInd.txt"
-    # A huge label is no class number but a name in digits
+    # A huge label is not a class number but a name in digits
     names = read_class_names(beside if beside.is_file() else None, count) if count <= 10_000 else sorted(labels)
 
     for one in videos:
@@ -227,7 +225,7 @@ def _seconds(text: str | None, where: str) -> float | None:
             total = 60 * total + float(part)
         return total
     except ValueError:
-        raise UserError(f"{where}: {text!r} is no time; write seconds, or minutes:seconds") from None
+        raise UserError(f"{where}: {text!r} is not a time; write seconds, or minutes:seconds") from None
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -241,7 +239,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     if not lines:
         raise UserError(f"{table}: is empty; write a line `path,label` for each video")
 
-    # The separator is a character that all lines have; None: blanks
+    # The separator is a character that all lines have; None: spaces
     mark = next((mark for mark in "\t;," if all(mark in line for _, line in lines)), None)
     fields = [(number, _fields(line, mark)) for number, line in lines]
     # A header names at least path and label; else the order is fixed
@@ -269,7 +267,7 @@ _COLUMNS = {"path": _PATHS, "label": _LABELS, "start": _STARTS, "end": _ENDS, "s
 def _fields(line: str, mark: str | None) -> list[str]:
     if mark:
         return next(csv.reader([line], delimiter=mark))
-    # The path may hold blanks, so count from the right: label, or label, start and end
+    # The path may hold spaces, so count from the right: label, or label, start and end
     words = line.split()
     times = len(words) > 3 and all(re.fullmatch(r"[\d.:]+", word) for word in words[-2:]) and not words[-3].isdigit()
     return line.rsplit(None, 3 if times else 1)

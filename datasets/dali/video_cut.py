@@ -32,7 +32,7 @@ _SEEK_BYTES = 1 << 20
 _TICK = Fraction(1, 25)
 
 
-class Refused(Exception):  # not an error: the clip is read in another way
+class Refused(Exception):  # not an error: the clip is read in a different way
     """A file that the device decoder does not get; the text gives the reason in a few words."""
 
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.train < 8 or args.val < 8 or args.seed < 0 or args.workers < 1:
         raise UserError(
-            "demo-data: --train and --val must be at least 8 (one clip a class), --seed 0 or more, --workers 1 or more"
+            "demo-data: --train and --val must be 8 or more (one clip per class), --seed 0 or more, --workers 1 or more"
         )
 
     settings = {"data_set": "motion8", "format": FORMAT, "seed": args.seed, "train": args.train, "val": args.val}
@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--train", default=1200, help="training clips (1200)")
     add("--val", default=240, help="validation clips (240)")
     add("--seed", default=0, help="another seed, another data set (0)")
-    add("--workers", default=min(os.cpu_count() or 1, 16), help="processes (one a core)")
+    add("--workers", default=min(os.cpu_count() or 1, 16), help="processes (one per core)")
     return parser
 
 

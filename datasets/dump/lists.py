@@ -80,7 +80,7 @@ def list_lines(records: Records, targets: dict[str, str], done: dict[str, DumpEn
         targets: see `target_names`.
         done: the manifest's entry of each dumped video, by target.
     """
-    # A name with a blank or a comma is only unambiguous between tabs.
+    # A name with a space or a comma is only unambiguous between tabs.
     blank = "\t" if any(" " in name or "," in name for name in targets.values()) else " "
     parts = bool(records.starts.any())
 

@@ -30,7 +30,7 @@ class Coder:
     Args:
         settings: quality and other settings of the dump.
         turns: counter-clockwise quarter turns that make a frame upright.
-        metadata: size of the upright video; frames of another size are scaled to it first, as the reader does.
+        metadata: size of the upright video; frames of a different size are scaled to it first, as the reader does.
     """
 
     def __init__(self, settings: DumpSettings, turns: int, metadata: VideoMetadata) -> None:

@@ -89,15 +89,15 @@ class Dumper:
 
         note = note_of(target, settings.form)
         if note is None or not note.keys() >= {"path", "stamp", "digest", "frames"}:
-            raise MediaError(shown, f"something that no dump made stands at {target}; move it away")
+            raise MediaError(shown, f"{target} exists and was not written by a dump; move it away")
         if other := other_source(note, shown, path):
-            raise MediaError(shown, f"{target} stands there from {other}; choose another folder")
+            raise MediaError(shown, f"{target} already exists from {other}; choose another folder")
 
         return note
 
 
 def other_source(note: files.Row, shown: str, path: str) -> str:
-    """Return the source of a dumped video if it is another one than `path` and still exists; else "".
+    """Return the source of a dumped video if it is a different one than `path` and still exists; else "".
 
     Args:
         note: the note in the dumped video, or its line in the manifest.

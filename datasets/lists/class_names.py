@@ -16,11 +16,11 @@ def read_class_names(path: str | os.PathLike[str] | None, num_class: int) -> lis
     """Return the names in the order of the labels 0..num_class-1; without a file, the numbers themselves.
 
     One class per line: `0 name` or `1 name` (0-based or 1-based; blank, comma, colon or semicolon after the number),
-    or the name alone, in the order of the labels; names may contain blanks. A header line above numbered lines is
+    or the name alone, in the order of the labels; names may contain spaces. A header line above numbered lines is
     skipped. A `.json` file holds a list of names.
 
     Raises:
-        UserError: the file is missing, has another number of names than `num_class`, or numbers with gaps or repeats.
+        UserError: the file is missing, does not have `num_class` names, or has numbers with gaps or repeats.
     """
     if path is None:
         return [str(label) for label in range(num_class)]
@@ -72,7 +72,7 @@ def _from_lines(path: str | os.PathLike[str], text: str) -> list[str]:
         if index != expected or first > 1:
             raise UserError(
                 f"{path}: class numbers must be 0..K-1 or 1..K without gaps or repeats, but {index} ({name:.80}) "
-                f"stands where {expected if first <= 1 else '0 or 1'} is expected"
+                f"found where {expected if first <= 1 else '0 or 1'} is expected"
             )
 
     return [_unquoted(name) for _, name in numbered]

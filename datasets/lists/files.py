@@ -41,7 +41,7 @@ def walk(root: str) -> Iterator[Media]:
     A folder that holds an image is a folder of frames, and is not searched further.
 
     Raises:
-        UserError: `root` is no folder that can be read.
+        UserError: `root` is not a folder that can be read.
     """
     # Report a wrong root by its option, before the first folder is read.
     try:
@@ -93,7 +93,7 @@ def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
 
 
 def letters(name: str) -> str:
-    """Reduce a class name to letters and digits: tools change its case, blanks, underscores and punctuation."""
+    """Reduce a class name to letters and digits: tools change its case, spaces, underscores and punctuation."""
     return re.sub(r"[^a-z0-9]+", "", name.lower())
 
 

@@ -144,7 +144,7 @@ def _places(records: Records, names: dict[bytes, bytes]) -> Iterator[tuple[bytes
     starts: Iterable[int] = records.starts.tolist()
 
     for path, start in zip(records.raw_paths(), starts, strict=True):
-        # One system call a folder, not one a video.
+        # One system call per folder, not one per video.
         folder, _, name = path.rpartition(b"/")
         real = names.get(root + b"/" + folder)
         if real is None:

@@ -10,16 +10,16 @@ Layouts, by their fields from the right (numbers are whole):
     path num_frames label ...      MMAction2 rawframes, multi_class    `data.list_layout: path_frames_labels`
 
 The last two look like other layouts (a label could be a number of frames), so they are read only where the config asks
-for them. All numbers at the end of a line then belong to it, and a path that ends in a blank and a number needs tabs or
+for them. All numbers at the end of a line then belong to it, and a path that ends in a space and a number needs tabs or
 commas.
 
-Fields are separated by tabs, commas or blanks: the first of these that gives most lines a label at their end. A csv may
+Fields are separated by tabs, commas or spaces: the first of these that gives most lines a label at their end. A csv may
 start with a header whose last column is named `label`. Paths may contain the separator. A list has one layout:
 
 * `offset` if more than half of its lines have exactly four fields, of which the last three are numbers. In a list with
-  num_frames, paths with one blank and a number at the end, such as `clip 12`, look the same: separate by tabs then.
+  num_frames, paths with one space and a number at the end, such as `clip 12`, look the same: separate by tabs then.
 * `num_frames` if more than half of its lines end in two numbers; else `path label`.
-* If no path of the list contains the separator, a line with too many numbers is an error, not a path with blanks.
+* If no path of the list contains the separator, a line with too many numbers is an error, not a path with spaces.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Columns:
         paths: all paths, one after the other, without separators.
         ends: where each path ends in `paths`, after a leading 0.
         labels: class numbers, not yet checked against num_class.
-        frames: number of frames, empty where the list has none.
-        starts: first frame, empty where the list has none.
+        frames: number of frames, empty if the list has none.
+        starts: first frame, empty if the list has none.
         keys: hash of each record, to count duplicates.
         all_labels, label_ends: every label of every video, and where those of each video end, after a leading 0; empty
             where each video has one label.
@@ -253,7 +253,7 @@ def _survey_all(list_file: str) -> tuple[bytes | None, Counter[tuple[int, int]]]
 
     best: tuple[bytes | None, Counter[tuple[int, int]]] | None = None
     most = -1
-    for separator in [*sorted(separators), None]:  # tab, comma, blanks
+    for separator in [*sorted(separators), None]:  # tab, comma, spaces
         shapes = _survey(list_file, separator)
         labelled = sum(count for (_, numbers), count in shapes.items() if numbers)
         if labelled > most:
@@ -263,7 +263,7 @@ def _survey_all(list_file: str) -> tuple[bytes | None, Counter[tuple[int, int]]]
 
 
 def _numbers_per_line(shapes: Counter[tuple[int, int]]) -> int:
-    """Return the layout of the whole list: 1, 2 or 3 numbers a line."""
+    """Return the layout of the whole list: 1, 2 or 3 numbers per line."""
     total = shapes.total()
     if shapes[4, 3] * 2 > total:
         return 3
@@ -276,7 +276,7 @@ def _fits(shape: tuple[int, int], layout: int, blanks_in_paths: bool) -> bool:
     fields, numbers = shape
     if numbers < layout or (layout == 3 and fields != 4):
         return False
-    # Without blanks in paths, one more number than the layout has is an error, not a part of the path.
+    # Without spaces in paths, one more number than the layout has is an error, not a part of the path.
     return blanks_in_paths or numbers == layout or fields != numbers + 1
 
 
@@ -306,7 +306,7 @@ def _read_text(list_file: str, root: str) -> Columns:
 
 
 def _layout_of(list_file: str) -> tuple[bytes | None, int]:
-    """Return the separator and the layout (numbers a line) of a list. Raise UserError if lines do not fit it."""
+    """Return the separator and the layout (numbers per line) of a list. Raise UserError if lines do not fit it."""
     separator, shapes = _survey_all(list_file)
     if not shapes:
         raise UserError(f"{list_file}: the list is empty; expected lines of `{_LAYOUTS[2]}`")
@@ -489,7 +489,7 @@ def _encoded(where: str, path: str) -> bytes:
     try:
         name = os.fsencode(path)
     except UnicodeEncodeError:
-        raise UserError(f"{where}: {path!r:.200} holds half of a surrogate pair, which is no file name") from None
+        raise UserError(f"{where}: {path!r:.200} holds half of a surrogate pair, which is not a file name") from None
     if not fits_a_line(name):
         raise UserError(f"{where}: {path!r:.200} holds a line feed or NUL, which lists cannot hold; rename the file")
     return name

@@ -5,7 +5,7 @@
 | Kinetics-400/600/700 | csv `label,youtube_id,time_start,time_end,split` | a clip is named `ID_SSSSSS_EEEEEE` |
 | UCF101 | classInd.txt, trainlist0N.txt, testlist0N.txt | labels from 1, the test list has none |
 | HMDB51 | `CLASS_test_splitN.txt` | 1 = train, 2 = test, 0 = neither |
-| Something-Something v1 | csv: labels one a line, `id;label` | the class number is the line |
+| Something-Something v1 | csv: labels one per line, `id;label` | the class number is the line |
 | Something-Something v2 | json: {name: "number"}, [{id, template}] | templates have brackets, labels do not |
 | ActivityNet | json: {database: {id: {subset, annotations}}} | a video has several segments |
 """
@@ -180,7 +180,7 @@ def _hmdb51(files: Sequence[Path], split: int) -> Annotations:
     if not chosen:
         raise UserError(f"--annotations: there are no files CLASS{ending}")
 
-    # HMDB51 has one file a class, with the split in each line.
+    # HMDB51 has one file per class, with the split in each line.
     for file in chosen:
         for where, line in _lines(file):
             name, _, number = line.rpartition(" ")
@@ -307,7 +307,7 @@ READ: dict[str, Callable[[Sequence[Path], int], Annotations]] = {
 
 
 def reorder(annotations: Annotations, order: Sequence[str], file: Path) -> None:
-    """Renumber the classes as in another list. Ignore differences in case, blanks, underscores and punctuation.
+    """Renumber the classes as in another list. Ignore differences in case, spaces, underscores and punctuation.
 
     Raises:
         UserError: the other list lacks a class.

@@ -38,7 +38,7 @@ class Records:
     Attributes:
         labels: (N,) int32 class numbers; the first label of a video that has several.
         frames: (N,) int32 number of frames, -1 where the list has none.
-        starts: (N,) int32 first frame (the `offset` column), 0 where the list has none.
+        starts: (N,) int32 first frame (the `offset` column), 0 if the list has none.
         list_hash: sha256 of the list file, hexadecimal.
         list_file: path of the list file.
         root: folder of the paths, absolute.

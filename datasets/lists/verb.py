@@ -100,7 +100,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     # Options that need another option, or only make sense with one data set.
     if args.data_set != "folder" and not args.annotations:
-        raise UserError(f"--annotations: {args.data_set} needs its official files; docs/data.md says where they are")
+        raise UserError(f"--annotations: {args.data_set} needs its official files; docs/data.md lists them")
     if args.split == "all" and args.data_set not in ("ucf101", "hmdb51"):
         raise UserError(f"--split all: {args.data_set} has no three official splits; ucf101 and hmdb51 have")
     if args.segments is not None and args.data_set != "activitynet":
@@ -221,7 +221,7 @@ def _in_a_line(text: str) -> str:
 def _list_text(rows: Sequence[tuple[str, Item]], classes: Sequence[str], fps: float | None) -> bytes:
     """Return a list file: `path label`, or `path offset num_frames label` for segments; each line once."""
     labels = {name: label for label, name in enumerate(classes)}
-    # A blank or a comma in a path is only unambiguous between tabs.
+    # A space or a comma in a path is only unambiguous between tabs.
     separator = "\t" if any(mark in path for path, _ in rows for mark in _MARKS) else " "
     lines: dict[str, None] = {}  # a set that keeps its order
 
@@ -324,7 +324,7 @@ def from_folders(media: Iterable[Media], root: str, *, share: float, group: str 
         root: the root, for messages.
         share: share of the validation videos.
         group: pattern whose match (or first group) in a path names what must stay together, such as a person.
-        seed: another seed gives another draw.
+        seed: a different seed gives another draw.
     """
     parts = [(one, one.path.split("/")) for one in media]
     names = {path[0].lower() for _, path in parts}
@@ -340,7 +340,7 @@ def from_folders(media: Iterable[Media], root: str, *, share: float, group: str 
     groups = None
     if level:
         if group:
-            raise UserError("--group: the folders of the splits say already which video is in which list; leave it out")
+            raise UserError("--group: the split folders already determine the list of each video; leave --group out")
         splits: dict[str, list[Item]] = {}
         for split, item in items:
             splits.setdefault(

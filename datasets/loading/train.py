@@ -333,7 +333,7 @@ class TrainLoader(Loader):
             following = self._substitutes.after(row.asked)
             following = None if following == row.sample else following  # back at the start: all of the label were tried
 
-        action = "skipped (weight 0)" if following is None else f"sample {following} stands in"
+        action = "skipped (weight 0)" if following is None else f"replaced by sample {following}"
         action = "the run stops" if self.options.on_bad == "error" else action
         new, reason = row.asked not in self.ledger.samples, self._reason(row.asked, answer)
         event = BadEvent(row.position, row.asked, path, reason, action, new, answer.timeout, answer.crashed)

@@ -204,7 +204,7 @@ class MemcachedPool:
 
         Args:
             route: digest of the video; decides on the server.
-            keys: at most 250 bytes each, without blanks.
+            keys: at most 250 bytes each, without spaces.
         """
         began = time.monotonic()
         state = self._state()

@@ -69,7 +69,7 @@ class Seal:
 
     Attributes:
         header_bytes: length of the header with its checksum.
-        key_prefix: beginning of every key, 3 bytes, so that values of another version are never requested.
+        key_prefix: beginning of every key, 3 bytes, so that values of a different version are never requested.
         salt: part of every key, so that readers with different secrets do not overwrite each other's values.
     """
 
@@ -191,7 +191,7 @@ def read_secret(path: str | Path) -> bytes:
 
     user, colon, password = line.partition(b":")
     if not (user and colon and password) or any(byte <= 32 for byte in line):
-        raise UserError(f"{path}: the first line must be user:password, without blanks")
+        raise UserError(f"{path}: the first line must be user:password, without spaces")
     return user + b" " + password
 
 

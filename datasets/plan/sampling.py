@@ -45,7 +45,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.preset not in _PRESETS:
-            raise UserError(f"data.sampling: unknown preset {self.preset!r}; there are {', '.join(PRESETS)}")
+            raise UserError(f"data.sampling: unknown preset {self.preset!r}; choose one of {', '.join(PRESETS)}")
 
         used = _PRESETS[self.preset]
         for name in ("num_segments", "clip_len", "frame_interval"):

@@ -31,18 +31,18 @@ TEMPORAL, _CROP = 1, 2
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How training clips are drawn. The config schema alone has the defaults.
+    """The settings that decide how training clips are drawn. Only the config schema has defaults.
 
     Args:
         sampling: frames of a clip.
         input_size: side of the clip in pixels.
         crop: a key of `TRAIN_CROPS`.
-        scales: for multi_scale and multi_scale_random: crop sides as shares of the short side.
-        max_distort: for both: largest distance of width and height in `scales`.
-        more_fix_crop: for both: 13 places instead of 5.
-        area: for random_resized: range of the share of the frame's area.
+        scales: for multi_scale and multi_scale_random: crop sides as fractions of the short side.
+        max_distort: for both: how many entries of `scales` width and height may lie apart.
+        more_fix_crop: for both: 13 crop positions instead of 5.
+        area: for random_resized: range of the crop's area, as a fraction of the frame's.
         aspect: for random_resized: range of width / height.
-        ops: augmentations by name, in the order of application.
+        ops: augmentations by name, in the order in which they are applied.
 
     Raises:
         UserError: unknown `crop`.
@@ -60,10 +60,10 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         if self.crop not in TRAIN_CROPS:
-            raise UserError(f"augmentation.crop: unknown crop {self.crop!r}; there are {', '.join(TRAIN_CROPS)}")
+            raise UserError(f"augmentation.crop: unknown crop {self.crop!r}; choose one of {', '.join(TRAIN_CROPS)}")
 
     def neutral(self, name: str) -> np.ndarray:
-        """Return (F, ...) rows of an augmentation that change nothing."""
+        """Return (F, ...) rows with which an augmentation changes nothing."""
         op = self.ops[name]
         return np.stack([op.neutral] * (self.sampling.frames_per_clip if op.per_frame else 1))
 
@@ -74,7 +74,7 @@ class Draws:
 
     Attributes:
         temporal: (uniforms_needed,).
-        crop: `crops.RANDOM_RESIZED_UNIFORMS` numbers, of which each crop uses as many as it needs.
+        crop: `crops.RANDOM_RESIZED_UNIFORMS` numbers; each crop uses as many as it needs.
         ops: name -> (F, uniforms of the augmentation).
     """
 
@@ -92,7 +92,7 @@ class Plan:
         frames: (T,) int64 ordinals, not necessarily distinct.
         box: (x1, y1, x2, y2) on the source frame, end excluded.
         size: (h, w) of the clip.
-        ops: name -> (F, ...) rows, which the augmentation's file defines.
+        ops: name -> (F, ...) rows in the format that the augmentation's file defines.
     """
 
     sample: int
@@ -103,14 +103,14 @@ class Plan:
 
 
 def draw(seed: int, epoch: int, position: int, spec: TrainSpec, *, frames_of: int | None = None) -> Draws:
-    """Return the uniforms of the clip at a global position, equally many for a long or a short video.
+    """Return the uniforms of the clip at a global position. Their number does not depend on the video's length.
 
     Args:
         seed: the run's seed.
         epoch: `position // n`.
         position: global position, running through epochs.
-        spec: its augmentations and sampling decide how many are drawn.
-        frames_of: the position whose frames are shown; None = `position`. All views of a video show the same frames.
+        spec: its augmentations and sampling decide how many numbers are drawn.
+        frames_of: the position whose frames the clip shows; None: `position`. All views of a video share them.
     """
     drawn = {}
     for name, op in spec.ops.items():
@@ -122,14 +122,14 @@ def draw(seed: int, epoch: int, position: int, spec: TrainSpec, *, frames_of: in
         temporal=uniforms(
             seed, epoch, position if frames_of is None else frames_of, TEMPORAL, uniforms_needed(spec.sampling)
         ),
-        # Always the largest number: a change of the crop leaves all other draws alone.
+        # Always draw the largest number needed, so that changing the crop does not change any other draw.
         crop=uniforms(seed, epoch, position, _CROP, crops.RANDOM_RESIZED_UNIFORMS).tolist(),
         ops=drawn,
     )
 
 
 def resolve(draws: Draws, metadata: VideoMetadata, spec: TrainSpec, sample: int) -> Plan:
-    """Turn the draws of a position into the plan of a clip of one video.
+    """Turn the draws of a position into the plan of one clip.
 
     Raises:
         MediaError: the video has no frames or no pixels.

@@ -100,7 +100,7 @@ class EvalSpec:
 
     def __post_init__(self) -> None:
         if self.crops not in EVAL_CROPS:
-            raise UserError(f"crops: unknown views {self.crops!r}; there are {', '.join(EVAL_CROPS)}")
+            raise UserError(f"crops: unknown views {self.crops!r}; choose one of {', '.join(EVAL_CROPS)}")
         if self.rounding not in ROUNDINGS:
             raise UserError(f"rounding: {self.rounding!r} is none of {', '.join(ROUNDINGS)}")
 

@@ -58,7 +58,7 @@ class Layout:
 def find_layout(names: list[str]) -> Layout | None:
     """Return the numbering in a list of file names: the pattern with most files. A usual prefix decides a tie.
 
-    A sequence that starts at another number than 0 or 1 keeps its first number as base. A gap ends the count.
+    A sequence that starts at a different number than 0 or 1 keeps its first number as base. A gap ends the count.
     """
     # (prefix, suffix) -> number -> its digits, as written
     families: dict[tuple[str, str], dict[int, str]] = {}
@@ -179,7 +179,7 @@ class FramesReader:
         rows: dict[int, list[int]] = {}  # ordinal -> rows of `out` that show it
         for row, ordinal in enumerate(int(frame) for frame in frames):
             if not 0 <= ordinal < metadata.frames:
-                raise MediaError(self.records.path(i), f"frame {ordinal} was asked for, there are {metadata.frames}")
+                raise MediaError(self.records.path(i), f"frame {ordinal} was requested; there are {metadata.frames}")
             rows.setdefault(ordinal, []).append(row)
 
         # Read all files in one request, and decode each frame once even if several rows show it.
@@ -247,7 +247,7 @@ class FramesReader:
         frames = declared if declared > 0 else pack.frames - start
         if not 0 < start + frames <= pack.frames or frames < 1:
             asked = f"{frames} frames from {start} on" if declared > 0 else f"frames from {start} on"
-            raise MediaError(self.records.path(i), f"{asked} were asked for, the pack has {pack.frames}")
+            raise MediaError(self.records.path(i), f"{asked} were requested; the pack has {pack.frames}")
         return Layout(pack.template, pack.base + start, frames)
 
     def _layout(self, i: int, folder: str) -> Layout:
@@ -293,7 +293,7 @@ class FramesReader:
             return number >= 0 and self.source.exists(os.path.join(folder, hint.template.format(number)))
 
         ends = there(hint.base + start) and there(hint.base + start + frames - 1)
-        # Unless the base is configured, an earlier file shows that this folder counts from another number.
+        # Unless the base is configured, an earlier file shows that this folder counts from a different number.
         return ends and (self.spec.frame_base is not None or not there(hint.base - 1))
 
     def _check_ends(self, i: int, folder: str, layout: Layout) -> None:

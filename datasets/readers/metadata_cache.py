@@ -154,7 +154,7 @@ class MetadataCache:
         path: `data.metadata`.
 
     Raises:
-        UserError: no such file, not a cache, or a cache of another version of Zoetrope or PyAV.
+        UserError: no such file, not a cache, or a cache of a different version of Zoetrope or PyAV.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

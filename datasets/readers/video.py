@@ -84,7 +84,7 @@ class VideoReader:
 
         start = int(self.records.starts[i])
         if metadata.frames <= start:
-            raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {metadata.frames}")
+            raise MediaError(self.records.path(i), f"the list starts at frame {start}, but there are {metadata.frames}")
         return dataclasses.replace(metadata, frames=self.records.length_of(i, metadata.frames - start))
 
     def missing(self, i: int) -> int:
@@ -104,7 +104,7 @@ class VideoReader:
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
         metadata = index.metadata
         if ordinals.min() < 0 or ordinals.max() >= metadata.frames:
-            raise MediaError(shown, f"frame {ordinals.max()} was asked for, there are {metadata.frames}")
+            raise MediaError(shown, f"frame {ordinals.max()} was requested; there are {metadata.frames}")
 
         rows: dict[int, list[int]] = {}  # ordinal -> rows of `out` that show it
         for row, ordinal in enumerate(ordinals.tolist()):
@@ -217,7 +217,7 @@ class Scaler:
         self._reformatter: VideoReformatter | None = None
 
     def to(self, frame: av.VideoFrame, name: str, **options: Any) -> av.VideoFrame:
-        """Return one frame in another size or format. Raise MediaError if its format cannot be converted."""
+        """Return one frame in a different size or format. Raise MediaError if its format cannot be converted."""
         from av.error import FFmpegError
         from av.video.reformatter import VideoReformatter
 

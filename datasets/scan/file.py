@@ -203,7 +203,7 @@ def describe(path: str, shown: str, frames: int) -> files.Row:
 
     notes = []
     if row["declared"] and row["declared"] != frames:
-        notes.append(f"its header says {row['declared']} frames, there are {frames}")
+        notes.append(f"its header declares {row['declared']} frames, but there are {frames}")
     if damaged:
         notes.append(f"{damaged} of its packets are marked as damaged")
     return row | {"notes": notes}
@@ -220,7 +220,7 @@ def is_variable(stamps: list[int]) -> bool | None:
         return None
 
     gaps = np.diff(times)
-    # Time stamps are rounded to ticks: a gap of 33 or 34 ms is no variable rate.
+    # Time stamps are rounded to ticks: a gap of 33 or 34 ms is not a variable rate.
     usual = float(np.median(gaps))
     return bool(np.abs(gaps - usual).max() > max(_VFR_TICKS, _VFR_SHARE * usual))
 

@@ -83,7 +83,7 @@ class Journal:
         return whole
 
     def _naming(self, family: str) -> list[object]:
-        # Whatever changes the metadata of a file: with another value its entries do not hold.
+        # Whatever changes the metadata of a file: with a different value its entries do not hold.
         if family == "frames":
             return [self.spec.template, self.spec.frame_base, self.spec.fps]
         return [metadata_cache.PROBE_VERSION, self.spec.missing_share]
@@ -105,7 +105,7 @@ class Journal:
         if owner == _owner(list_file, root) or not os.path.lexists(clean):
             return
 
-        whose = f"belongs to {owner[0]} with root {owner[1]}" if owner else "is there and was not written by a scan"
+        whose = f"belongs to {owner[0]} with root {owner[1]}" if owner else "exists and was not written by a scan"
         raise UserError(f"--out: {clean} {whose}; scan {list_file} with another --out, or move that file away")
 
     def record_list(self, clean: str, list_file: str, root: str) -> None:
@@ -126,7 +126,7 @@ class Journal:
         """Yield the rows of the metadata cache: every file for which `probe` had an answer."""
         for (path, start), entry in self.known.items():
             if entry.get("stamp") and "frames" in entry:
-                # The cache holds what `probe` returns, also where fewer frames decode.
+                # The cache holds what `probe` returns, even if fewer frames can be decoded.
                 frames = entry.get("probed", entry["frames"])
                 metadata = VideoMetadata(frames, *(entry[name] for name in ("height", "width", "fps")))
                 stamp, video = metadata_cache.Stamp(*entry["stamp"]), entry.get("grade", "")

@@ -37,7 +37,7 @@ def write(
     classes: Path | None,
     seconds: float,
 ) -> files.Row:
-    """Write all results below `out`, each file under another name first.
+    """Write all results below `out`, each file under a different name first.
 
     Args:
         out: folder of the scan.
@@ -69,7 +69,7 @@ def _clean(records: Records, entries: list[ScanEntry]) -> bytes:
     """Return the list without bad files, in its order, with the real number of frames."""
     good = [i for i, entry in enumerate(entries) if not entry["bad"]]
     paths = [os.fsencode(records.path(i)) for i in good]
-    # A blank or a comma in a path is only unambiguous between tabs.
+    # A space or a comma in a path is only unambiguous between tabs.
     separator = b"\t" if any(mark in path for path in paths for mark in (b" ", b",", b"\t")) else b" "
     offsets = bool(np.any(records.starts > 0))
 
@@ -136,7 +136,7 @@ def _remarks(records: Records, entries: list[ScanEntry]) -> dict[str, list[files
 
         # The list may not promise more frames than there are. Fewer are wrong, too, unless they end a part.
         if listed_frames > frames or (0 <= listed_frames < frames and not parts):
-            wrong_counts.append(_named(records, i, f"the list says {listed_frames} frames, there are {frames}"))
+            wrong_counts.append(_named(records, i, f"the list has {listed_frames} frames, but there are {frames}"))
 
     return {"bad": bad, "notes": notes, "shorter": shorter, "wrong_counts": wrong_counts}
 

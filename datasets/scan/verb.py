@@ -1,8 +1,8 @@
-"""`python main.py scan LIST --root R`: examine every file of a list before a run does.
+"""`python main.py scan LIST --root R`: examine every file of a list before a run reads it.
 
-Reader processes (pool.py) examine the files: one that hangs or crashes its decoder costs only itself. Each answer is
-written to DIR/files.jsonl at once, so that a stopped scan resumes where it was. The next scan examines only files that
-are new or have another size or modification time. The files of the list are never changed.
+Reader processes (pool.py) examine the files, so a file that hangs or crashes its decoder does not affect the others.
+Each result is written to DIR/files.jsonl at once, and a stopped scan resumes from there. The next scan examines only
+files that are new or whose size or modification time has changed. The files of the list are never changed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb.
 
     Returns:
-        0 if every file can be read, 1 if some cannot (they are named), 130 if it was interrupted.
+        0 if every file can be read, 1 if some cannot (their names are printed), 130 if the scan was interrupted.
     """
     args = _arguments(argv)
     lists = load_lists(args.lists, args.root, args.layout)
@@ -45,13 +45,11 @@ def main(argv: Sequence[str]) -> int:
     spec = ReaderSpec(
         "frames", template=args.template, frame_base=args.frame_base, fps=args.fps, missing_share=args.missing_share
     )
-    # Without a journal no scan has written here: files with our names belong to the user.
+    # Without a journal, no scan has written here, so files with our names belong to the user.
     if not (args.out / JOURNAL).exists():
         for name in (metadata_cache.FILE, scan_results.SUMMARY, scan_results.PAGE, *map(clean_name, args.lists)):
             if (args.out / name).exists():
-                raise UserError(
-                    f"--out: {args.out / name} is there and was not written by a scan; choose another --out"
-                )
+                raise UserError(f"--out: {args.out / name} exists and was not written by a scan; choose another --out")
 
     # The journal locks the folder, so that two scans do not mix their lines.
     started = time.monotonic()
@@ -73,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         for records in lists:
             journal.record_list(clean_name(records.list_file), str(records.list_file), records.root)
 
-        # Write the metadata for training, then the lists, the summary and the page, as long as the folder is locked.
+        # Write the metadata for training, then the lists, the summary and the page, while the folder is locked.
         cache = metadata_cache.path_in(args.out)
         entries = metadata_cache.write(cache, journal.metadata())
         seconds = time.monotonic() - started
@@ -88,10 +86,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="main.py scan", description="which files of a list can be read, and what they are")
+    parser = Parser(
+        prog="main.py scan",
+        description="find unreadable files of a list, and the properties of the others",
+    )
     parser.add_argument("lists", nargs="+", type=Path, metavar="LIST", help="list files, such as train.txt val.txt")
     parser.add_argument(
-        "--root", action="append", required=True, metavar="DIR", help="folder of the paths; once, or one for each list"
+        "--root",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="folder of the paths; one for all lists, or one for each",
     )
     parser.add_argument(
         "--decode",
@@ -99,7 +104,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="ends",
         help="header: count only; ends: first, middle and last frame (default); all: every frame",
     )
-    parser.add_argument("--out", type=Path, default=Path("scan"), metavar="DIR", help="folder for what is found (scan)")
+    parser.add_argument("--out", type=Path, default=Path("scan"), metavar="DIR", help="folder for the results (scan)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one per core)"
     )
@@ -112,9 +117,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--layout", default="auto", choices=("auto", "path_labels", "path_frames_labels"), help="as data.list_layout"
     )
-    parser.add_argument(
-        "--template", help="frame folders: file name such as img_{:05d}.jpg (default: found by looking)"
-    )
+    parser.add_argument("--template", help="frame folders: file name such as img_{:05d}.jpg (default: detected)")
     parser.add_argument("--frame-base", type=int, choices=(0, 1), help="frame folders: number of the first file")
     parser.add_argument("--fps", type=float, default=ReaderSpec.fps, help="frame folders: frames/s (30)")
     parser.add_argument(
@@ -130,11 +133,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     if args.workers < 1 or not args.deadline > 0:
         raise UserError("--workers and --deadline must be positive")
     if not (math.isfinite(args.fps) and args.fps > 0):
-        raise UserError(f"--fps: {args.fps:g} is no frame rate; give frames per second, above 0")
+        raise UserError(f"--fps: {args.fps:g} is not a frame rate; give frames per second, above 0")
     if not 0 <= args.missing_share < 1:
-        raise UserError(f"--missing-share: {args.missing_share:g}: give a share from 0 to below 1, such as 0.05")
+        raise UserError(f"--missing-share: {args.missing_share:g}: give a number from 0 to below 1, such as 0.05")
     if args.template is not None and not TEMPLATE.fullmatch(args.template):
-        raise UserError(f"--template {args.template}: a file name with one number such as img_{{:05d}}.jpg")
+        raise UserError(f"--template {args.template}: give a file name with one number, such as img_{{:05d}}.jpg")
     return args
 
 
@@ -142,9 +145,9 @@ def load_lists(files: Sequence[Path], roots: Sequence[str], layout: str = "auto"
     """Load lists with their roots, one root for all or one for each list.
 
     Raises:
-        UserError: a list or root does not exist or has an error, or two lists have one name.
+        UserError: a list or root does not exist or has an error, or two lists have the same name.
     """
-    # The names of the lists without bad files, which are all written to one folder.
+    # The names of the lists without bad files; all of these are written to one folder.
     names = [clean_name(file) for file in files]
     if len(set(names)) < len(names):
         raise UserError(f"two lists are called {max(names, key=names.count)}: scan them into different folders (--out)")

@@ -118,7 +118,7 @@ def load_weights(
         classifier: False leaves the classifiers alone, for fine-tuning on other classes; None does so if the number of
             classes differs.
         accept: options that are right although the family's rule differs ("slow_index", "shift_direction",
-            "shift_shortcut", "flow"), for a file with a family's names that was trained in another way.
+            "shift_shortcut", "flow"), for a file with a family's names that was trained in a different way.
 
     Raises:
         UserError: the file cannot be read, no family has its names, a tensor that the model takes holds NaN or
@@ -285,7 +285,7 @@ def network_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _other_network(shown: Mapping[str, Any], model: nn.Module) -> list[str]:
-    """Return a sentence if the file is of another network than the model."""
+    """Return a sentence if the file is of a different network than the model."""
     mine = network_of(model)
     # only what both show is compared
     theirs = {key: shown[key] for key in mine if shown.get(key, mine[key]) != mine[key]}
@@ -296,7 +296,7 @@ def _other_network(shown: Mapping[str, Any], model: nn.Module) -> list[str]:
 
 
 def other_network(state: Mapping[str, Tensor], model: nn.Module) -> str:
-    """Return a sentence if tensors are of another network than the model; "" if not, or if they do not show it.
+    """Return a sentence if tensors are of a different network than the model; "" if not, or if they do not show it.
 
     Args:
         state: under our names, or those of torchvision and timm.
@@ -385,7 +385,9 @@ def family_of(state: Mapping[str, Tensor]) -> str | None:
 
 def _family(state: Mapping[str, Tensor], family: str, path: Path) -> tuple[str, ModuleType]:
     if family != "auto" and family not in FAMILIES:
-        raise UserError(f"no family called {family!r}{did_you_mean(family, FAMILIES)}; there are {', '.join(FAMILIES)}")
+        raise UserError(
+            f"no family called {family!r}{did_you_mean(family, FAMILIES)}; use one of {', '.join(FAMILIES)}"
+        )
 
     # the order of `_PROJECTS` decides if two families recognise the names
     for name in FAMILIES if family == "auto" else (family,):
@@ -398,7 +400,7 @@ def _family(state: Mapping[str, Tensor], family: str, path: Path) -> tuple[str, 
     raise UserError(
         f"{path}: its tensors ({', '.join(names[:_LISTED])}{more}) have neither the names of our models nor "
         f"those of a project whose weights can be read: {projects}. "
-        "Name a checkpoint that training wrote or a file of one of these projects. Weights of another network, or "
+        "Name a checkpoint that training wrote or a file of one of these projects. Weights of a different network, or "
         "with names of their own, cannot be used before their tensors are renamed (docs/weights.md)"
     )
 

@@ -24,14 +24,14 @@ def read_json(path: Path) -> Options:
     """
     with weights_file.opened(path) as (file, size):
         if size > _LARGEST:
-            raise UserError(f"{path}: {size:,} bytes, and such a file has fewer than {_LARGEST:,}; take another copy")
+            raise UserError(f"{path}: {size:,} bytes, and such a file has fewer than {_LARGEST:,}; get another copy")
         data = file.read(_LARGEST)
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({str(error)[:100]}); take another copy of it") from error
+        raise UserError(f"{path}: not valid JSON ({str(error)[:100]}); get another copy of it") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: not a JSON object; take another copy of it")
+        raise UserError(f"{path}: not a JSON object; get another copy of it")
     return values
 
 
@@ -49,7 +49,7 @@ class HfConfig:
 
     def _wrong(self, name: str, needed: str) -> UserError:
         shown = repr(self.values.get(name))
-        return UserError(f"{self.path}: {name} is {shown[:60]}, and must be {needed}; take another copy of the folder")
+        return UserError(f"{self.path}: {name} is {shown[:60]}, and must be {needed}; get another copy of the folder")
 
     def count(self, name: str, default: int, *, least: int = 1, most: int = _MOST) -> int:
         """Return a whole number from `least` to `most`."""
@@ -82,7 +82,7 @@ class HfConfig:
         return value
 
     def require(self, name: str, value: object) -> None:
-        """Refuse another value than the one that networks here are built with."""
+        """Refuse a different value than the one that networks here are built with."""
         if self.values.get(name, value) != value:
             raise UserError(
                 f"{self.path}: {name} is {self.values[name]!r:.60}, and only networks with {value!r} are built here"
@@ -94,7 +94,7 @@ class HfConfig:
         if wrong:
             texts = [", ".join(f"{key} {values.get(key)}" for key in wrong) for values in (configured, shown)]
             raise UserError(
-                f"{self.path} says {texts[0]}, and the tensors of its folder show {texts[1]}; take another copy of the "
+                f"{self.path} says {texts[0]}, and the tensors of its folder show {texts[1]}; get another copy of the "
                 "folder"
             )
 

@@ -104,7 +104,7 @@ def _backbone(state: Mapping[str, Tensor], prefix: str) -> str:
 
 
 def _slowfast(state: Mapping[str, Tensor], backbone: str) -> dict[str, Any]:
-    """Return the options of the lateral connections, and a Fast pathway of another depth."""
+    """Return the options of the lateral connections, and a Fast pathway of a different depth."""
     options: dict[str, Any] = {}
     fast = _backbone(state, "backbone.fast.")
     if fast and fast != backbone:

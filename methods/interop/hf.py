@@ -91,7 +91,7 @@ def read_folder(path: Path) -> HfFolder:
     """Read and check a folder.
 
     Raises:
-        UserError: it asks for code, is damaged, contradicts itself, or is of another kind of network.
+        UserError: it asks for code, is damaged, contradicts itself, or is of a different kind of network.
     """
     # code first: no tensor is read if the folder asks for it
     values = read_json(path / CONFIG)
@@ -109,7 +109,7 @@ def read_folder(path: Path) -> HfFolder:
     for file, names in _shards(path).items():
         shard = weights_file.read(file)
         if names is not None and names != shard.keys():
-            raise UserError(f"{file}: its tensors are not those that {path / INDEX} names; take another copy of both")
+            raise UserError(f"{file}: its tensors are not those that {path / INDEX} names; get another copy of both")
         tensors |= shard
 
     if not family.is_hf(tensors):
@@ -172,7 +172,7 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
 
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise UserError(f"{index}: it has no weight_map of tensor names and file names; take another copy of it")
+        raise UserError(f"{index}: it has no weight_map of tensor names and file names; get another copy of it")
 
     shards: dict[Path, set[str] | None] = {}
     for tensor, name in table.items():
@@ -180,7 +180,7 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
         if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", name):
             raise UserError(f"{index}: {name!r:.100} is not the name of a safetensors file beside it")
         if len(shards) > _MOST_SHARDS:
-            raise UserError(f"{index}: it names more than {_MOST_SHARDS:,} files; take another copy of it")
+            raise UserError(f"{index}: it names more than {_MOST_SHARDS:,} files; get another copy of it")
         held = shards.setdefault(path / name, set())
         assert held is not None
         held.add(tensor)
@@ -253,4 +253,4 @@ def misfits(state: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> str:
     inner = {name: tensor for name, tensor in shapes.items() if name.startswith("backbone.")}
     lacking = [name for name in inner if name not in state]
     other = [name for name, tensor in inner.items() if name in state and state[name].shape != tensor.shape]
-    return "; ".join(filter(None, (listed("missing", lacking), listed("another shape", other))))
+    return "; ".join(filter(None, (listed("missing", lacking), listed("a different shape", other))))

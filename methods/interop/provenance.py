@@ -110,7 +110,7 @@ def is_non_commercial(licence: str) -> bool:
 
 
 def seen_line(initial: Mapping[str, str], data: str) -> str:
-    """Return a warning if initial weights were trained on another Kinetics than that of the validation list.
+    """Return a warning if initial weights were trained on a different Kinetics than that of the validation list.
 
     Args:
         initial: see `of`.
@@ -146,7 +146,7 @@ class LabelOrder:
 
 
 def label_order(theirs: Sequence[str], ours: Sequence[str]) -> LabelOrder | None:
-    """Compare class names by their letters and digits; None if one side has only numbers, or another count."""
+    """Compare class names by their letters and digits; None if one side has only numbers, or a different count."""
     one, other = ([_letters(name) for name in names] for names in (theirs, ours))
     numbers = [str(number) for number in range(len(ours))]
     if len(one) != len(other) or numbers in (one, other):
@@ -178,7 +178,7 @@ def check_labels(theirs: Sequence[str], ours: Sequence[str], path: Path | str) -
         name = order.moved[0]
         places = [[_letters(one) for one in names].index(name) for names in (theirs, ours)]
         raise UserError(
-            f"{path}: its classes are in another order than those of the list: {len(order.moved)} of {order.total}, "
+            f"{path}: its classes are not in the order of the list: {len(order.moved)} of {order.total}, "
             f"such as {name!r}, class {places[0]} there and class {places[1]} here; `python main.py convert {path} "
             "--config EXP --out FILE` puts the classifier in the list's order, or set data.class_names if that is wrong"
         )
@@ -202,14 +202,14 @@ def list_line(lists: object, list_hash: str, weights: str) -> str:
     """
     if not isinstance(lists, Mapping) or lists.get("train") != list_hash:
         return ""
-    return f"WARNING: {weights} were trained on this very list: their accuracy on it says nothing of other videos"
+    return f"WARNING: {weights} were trained on this very list: their accuracy on it says nothing about other videos"
 
 
 def check_start(start: Start, class_names: Sequence[str], side: int) -> list[str]:
     """Compare initial weights with a run's classes and the size of its clips; return remarks.
 
     Raises:
-        UserError: the classifier has the same classes in another order.
+        UserError: the classifier has the same classes in a different order.
     """
     remarks = [check_labels(start.labels, class_names, start.path)] if start.labels else []
     return [*remarks, size_line(side, start.side, f"the initial weights {start.path} were trained on")]
@@ -246,5 +246,5 @@ def _repeats(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _letters(name: str) -> str:
-    """Return a class name without case, brackets, underscores and repeated blanks."""
+    """Return a class name without case, brackets, underscores and repeated spaces."""
     return " ".join(re.findall(r"[^\W_]+", name.casefold()))

@@ -128,12 +128,12 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
         state: its tensors under our names.
 
     Raises:
-        UserError: the two contradict each other, or describe another network.
+        UserError: the two contradict each other, or describe a different network.
     """
     config.require("hidden_act", "gelu")
     config.require("num_channels", 3)
 
-    # Refuse a config of another size before any memory is allocated for it.
+    # Refuse a config of a different size before any memory is allocated for it.
     config.agree(
         _vit.shape_of(state),
         width=config.count("hidden_size", 768),

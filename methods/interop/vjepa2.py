@@ -1,7 +1,7 @@
 """Convert names of V-JEPA 2: Hugging Face's, and those of the authors' encoder and probe files.
 
 A pre-trained file also holds a predictor. No logit depends on it, so it is only carried along for an export, under
-transformers' names. Files of V-JEPA 2.1 describe another network and are refused.
+transformers' names. Files of V-JEPA 2.1 describe a different network and are refused.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """
     if has(state, _LATER):
         raise UserError(
-            "the file holds V-JEPA 2.1, which is another network than V-JEPA 2 (other rotary positions, embeddings of "
+            "the file holds V-JEPA 2.1, a different network than V-JEPA 2 (other rotary positions, embeddings of "
             "the kind of input, norms of four blocks) and is not built here; take a file of V-JEPA 2"
         )
 
@@ -181,7 +181,7 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
     config.require("hidden_act", "gelu")
     config.require("in_chans", 3)
 
-    # Refuse a config of another size before any memory is allocated for it.
+    # Refuse a config of a different size before any memory is allocated for it.
     width = config.count("hidden_size", 1024)
     config.agree(
         _vit.shape_of(state),

@@ -124,7 +124,7 @@ def test_label_order(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     exp = experiment(tmp_path / "exp", data, "videomae")
     for argv in (["eval", exp, "--checkpoint", folder], ["train", exp, "--set", f"common.model.pretrained={folder}"]):
         assert run(*argv) == 2
-        assert "its classes are in another order than those of the list: 5 of 5" in capsys.readouterr().err
+        assert "its classes are not in the order of the list: 5 of 5" in capsys.readouterr().err
     assert run("convert", folder, "--config", exp, "--out", tmp_path / "ours.pth.tar") == 0
     assert "5 rows are now in the order of the list's class names" in capsys.readouterr().out
     state = checkpoint.load(tmp_path / "ours.pth.tar")
@@ -172,9 +172,9 @@ def test_what_cannot_be_exported(data: Path, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "out").exists()
     folder = hf_folders.write(tmp_path / "f", "videomae")
     assert run("predict", folder, data / "a.mp4", "--out", tmp_path / "p") == 2
-    assert "a Hugging Face folder says nothing of how frames are sampled" in capsys.readouterr().err
+    assert "a Hugging Face folder does not define how frames are sampled" in capsys.readouterr().err
     assert run("export", folder, "--to", "hf", tmp_path, "--out", tmp_path) == 2
-    assert "say once where the model goes" in capsys.readouterr().err
+    assert "give the target only once" in capsys.readouterr().err
 
 
 def test_an_epsilon_that_transformers_does_not_have(

@@ -282,16 +282,16 @@ def test_steps_of_pyslowfast(tmp_path: Path) -> None:
         ("type='Recognizer2D'", "type='FasterRCNN'", "model.type: 'FasterRCNN'"),
         ("depth=50", "depth='fifty'", "model.backbone.depth: 'fifty' is not a number"),
         ("num_classes=12, ", "", "model.cls_head.num_classes: None is not a number"),
-        ("shift_div=4", "shift_div=4, style='caffe'", "model.backbone.style: 'caffe' makes another network"),
-        ("type='SGD'", "type='Lion'", "optimizer.type: 'Lion' is no optimiser here"),
+        ("shift_div=4", "shift_div=4, style='caffe'", "model.backbone.style: 'caffe' makes a different network"),
+        ("type='SGD'", "type='Lion'", "optimizer.type: 'Lion' is not supported here"),
         ("lr=0.02", "lr='high'", "optimizer.lr: 'high' is not a number"),
-        ("type='MultiStepLR'", "type='OneCycleLR'", "'OneCycleLR' is no schedule here"),
+        ("type='MultiStepLR'", "type='OneCycleLR'", "'OneCycleLR' is not supported here"),
         ("by_epoch=True, milestones", "by_epoch=False, milestones", "by_epoch: a schedule in iterations"),
-        ("dict(type='Flip'", "dict(type='Mosaic', a=1), dict(type='Flip'", "'Mosaic' is no augmentation here"),
+        ("dict(type='Flip'", "dict(type='Mosaic', a=1), dict(type='Flip'", "'Mosaic' is not supported here"),
         (
             "type='VideoDataset', ann_file='lists/a.txt'",
             "type='AVADataset', ann_file='x'",
-            "'AVADataset' is no kind of list",
+            "'AVADataset' is not supported here",
         ),
         ("ann_file='lists/a.txt'", "ann_file='lists/a.txt', modality='Flow'", "modality: 'Flow'"),
         ("max_epochs=50", "max_epochs=1e12", "refused here"),
@@ -312,7 +312,7 @@ def test_what_cannot_be_taken_over_is_named_by_key(tmp_path: Path, old: str, new
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("ARCH: slowfast", "ARCH: mvit", "MODEL.ARCH: 'mvit' is no network here"),
+        ("ARCH: slowfast", "ARCH: mvit", "MODEL.ARCH: 'mvit' is not supported here"),
         ("NUM_GPUS: 8", "NUM_GPUS: 8\nMULTIGRID: {SHORT_CYCLE: True}", "MULTIGRID.SHORT_CYCLE"),
         ("NUM_GPUS: 8", "NUM_GPUS: 8\nNUM_GPUS: 4", "given twice, first in line"),
         ("NUM_GPUS: 8", "NUM_GPUS: !!python/object/apply:os.system ['touch CANARY']", "the tag"),
@@ -398,7 +398,7 @@ def test_the_verb_writes_a_folder_or_only_shows(tmp_path: Path, capsys: pytest.C
     file.write_text(pipeline() + TSM + RUN_1X)
     assert main.main(["import", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "taken over with another meaning" in shown
+    assert "taken over with a different meaning" in shown
     assert "nothing was written" in shown
     assert main.main(["import", str(file), "--out", str(tmp_path / "exp"), "--gpus", "2"]) == 0
     assert config.load(tmp_path / "exp").shards == 2

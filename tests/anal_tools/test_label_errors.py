@@ -56,8 +56,8 @@ def test_rules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("hotpot food", "is no rule"),
-        ("hotpot ->", "is no rule"),
+        ("hotpot food", "is not a rule"),
+        ("hotpot ->", "is not a rule"),
         ("hotpot -> fod", "did you mean food"),
         ("hotpot -> 4", "no class '4'"),
         ("1 -> food", "both sides"),

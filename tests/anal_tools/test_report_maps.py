@@ -159,7 +159,7 @@ def test_no_media_leaves_no_frame_behind(exp: Path, tmp_path: Path, capsys) -> N
     assert [path.name for path in (out / "media").iterdir()] == ["mine.txt"]
     data = blocks_of(out / "index.html")["report-data"]
     assert data["media"] == {}
-    assert "no frame of a video is in this folder" in data["pictures"]
+    assert "this folder contains no video frames" in data["pictures"]
     assert report(exp, "--no-media", "--cam", "--out", out) == 2
     assert "--cam draws on pictures" in capsys.readouterr().err
 

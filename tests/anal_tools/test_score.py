@@ -74,7 +74,7 @@ def test_views_that_are_not_nested_are_said_to_be_others(tmp_path: Path, capsys:
     text = capsys.readouterr().out
     assert "1x1 [1]" in text
     assert "not nested: mmaction2_1x places 1 clip(s) elsewhere than among its 10; these are clips 5 of them" in text
-    assert "the centre crop of three_tsm may stand a pixel beside that of centre_tsm" in text
+    assert "the centre crop of three_tsm may be one pixel off that of centre_tsm" in text
     assert scoring.smaller(scoring.kept_protocol(Results.load(exp)), "1x1").views == (17,)
 
 

@@ -124,7 +124,7 @@ def test_numbers_in_a_table_get_their_names_and_times_are_read(tmp_path: Path) -
         (["1.mp4"], "x.mp4,a\ny.mp4,b\n", r"none of its 2 videos is below .*, for example 'x.mp4'"),
         (["1.mp4"], "", r"is empty; write a line `path,label` for each video"),
         (["1.mp4"], "1.mp4,\n", r"t.csv:1: expected `path,label`"),
-        (["1.mp4"], "path,label,start\n1.mp4,a,x\n", r"t.csv:2: 'x' is no time"),
+        (["1.mp4"], "path,label,start\n1.mp4,a,x\n", r"t.csv:2: 'x' is not a time"),
     ],
 )
 def test_what_is_no_data_set(tmp_path: Path, paths: list[str], table: str | None, message: str) -> None:
@@ -246,7 +246,7 @@ def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_p
     cfg = config.load(tmp_path / "config.yaml")
     assert (cfg.data.folds, cfg.seed, cfg.data.flip) == ("lists", 3, True)
     options["name"] = "x"
-    with pytest.raises(UserError, match="--recipe x: there is none; there are finetune"):
+    with pytest.raises(UserError, match="--recipe x: no such recipe; choose one of finetune"):
         recipe.choose(summary(), **options)
 
 
@@ -413,7 +413,7 @@ def test_a_user_at_a_terminal_hears_the_duration_and_may_decline(tmp_path: Path,
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
     assert re.search(r"training takes about \d+ \w+ here: \d+ steps of ", output)
-    assert "few for a number to trust; --folds 5 holds out each video once, in 5 trainings" in output
+    assert "too few for a reliable accuracy; --folds 5 holds out each video once, in 5 runs" in output
     assert output.endswith("the same command trains it\n")
     assert not (tmp_path / "exp/log.txt").exists()
 
@@ -441,7 +441,7 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     share, count, low, high = match.groups()
     ends = intervals.wilson(round(float(share) * int(count) / 100), int(count))
     assert (float(low), float(high)) == pytest.approx(ends, abs=0.01), "with a width, also where all are right"
-    assert "recipe: small: TSM on ResNet-18 from random weights, as asked for" in output
+    assert "recipe: small: TSM on ResNet-18 from random weights, as requested" in output
     assert "flip: clips are not mirrored" in output
     exp = tmp_path / "it's exp"
     results = Results.load(exp, "latest")
@@ -459,5 +459,5 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     with pytest.raises(UserError, match=r"was started with another epochs; choose another --out"):
         start.main([*words, "--epochs", "3"])
     (exp / "start.json").unlink()
-    with pytest.raises(UserError, match="holds an experiment that `start` has not made"):
+    with pytest.raises(UserError, match="holds an experiment that `start` did not write"):
         start.main(words)

@@ -156,7 +156,7 @@ def test_packs_of_folders_keep_the_bytes_and_foreign_files_are_left_alone(videos
     (tmp_path / "out" / "a b" / "one.fsh").write_text("mine")
     argv = [str(tmp_path / "jpeg" / "train.txt"), str(tmp_path / "out"), "--as", "packs", "--workers", "1"]
     assert dump.main(argv) == 1
-    assert "no dump made" in (tmp_path / "out" / "failed.txt").read_text()
+    assert "was not written by a dump" in (tmp_path / "out" / "failed.txt").read_text()
     assert (tmp_path / "out" / "a b" / "one.fsh").read_text() == "mine"
     pack, folder = dumped("frames", tmp_path / "out")[0], dumped("frames", tmp_path / "jpeg")[0]
     assert (pixels(pack, 0) == pixels(folder, 1)).all()

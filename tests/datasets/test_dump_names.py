@@ -107,7 +107,7 @@ def test_a_video_is_not_replaced_by_that_of_another_source(video: Path, tmp_path
         dst = tmp_path / form
         assert dump_one(records_of(tmp_path / "train", "x.mp4"), 0, dst, form)["frames"] == 4
         for root, name in (("val", "x.mp4"), ("val", "x.avi")):
-            with pytest.raises(MediaError, match=f"stands there from {tmp_path}/train/x.mp4; choose another folder"):
+            with pytest.raises(MediaError, match=f"already exists from {tmp_path}/train/x.mp4; choose another folder"):
                 dump_one(records_of(tmp_path / root, name), 0, dst, form)
         assert dump_one(records_of(tmp_path / "train", tmp_path / "train" / "x.mp4"), 0, dst, form)["kept"]
     dst = tmp_path / "moved"
@@ -157,7 +157,7 @@ def test_lists_of_one_folder(video: Path, tmp_path: Path, capsys: pytest.Capture
     records_of(tmp_path / "copy", "x.mp4", name="c.txt")
     shutil.copy2(root / "x.mp4", tmp_path / "copy")
     assert verb.main([str(tmp_path / "copy" / "c.txt"), str(out), *FORM]) == 1
-    assert f"stands there from {root}/x.mp4" in (out / "failed.txt").read_text()
+    assert f"already exists from {root}/x.mp4" in (out / "failed.txt").read_text()
     assert not (out / "c.txt").exists()
     # Two lists of one name, and a folder of an earlier version.
     records_of(tmp_path / "other", "x.mp4", name="a.txt")

@@ -107,7 +107,7 @@ def test_published_lists_are_folds(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("folds: groups", r"data.folds: leaving one group out needs data.fold_group"),
-        ("folds: groups, fold_group: '('", r"data.fold_group: .*is no regular expression"),
+        ("folds: groups, fold_group: '('", r"data.fold_group: .*is not a regular expression"),
         ("folds: 1", r"data.folds"),
         ("folds: groups, fold_group: 'p1/'", r"finds nothing in p2/0 x.avi"),
         ("folds: groups, fold_group: 'avi'", r"finds 1 groups, not 2 to 1000"),

@@ -206,7 +206,7 @@ def test_videos_without_a_match_are_groups_of_their_own(tmp_path: Path, capsys: 
     with pytest.raises(UserError, match="finds nothing in any path, for example not in a/p0_0.mp4"):
         make("folder", tmp_path, "--group", r"person\d", "--force")
     touch(tmp_path / "split", "train/a/p1_0.mp4", "val/a/p1_1.mp4")
-    with pytest.raises(UserError, match="--group: the folders of the splits say already"):
+    with pytest.raises(UserError, match="--group: the split folders already determine"):
         make("folder", tmp_path, "--group", r"p\d", "--force", root=tmp_path / "split")
 
 

@@ -307,9 +307,9 @@ def test_class_names_from_json(tmp_path: Path) -> None:
     [
         ("0 a\n1 b\n2 c\n", "3 class names, but num_class is 2"),
         ("", "0 class names"),
-        ("0 a\n2 b\n", r"2 \(b\) stands where 1 is expected"),
-        ("0 a\n0 b\n", r"0 \(b\) stands where 1 is expected"),
-        ("5 a\n6 b\n", r"5 \(a\) stands where 0 or 1 is expected"),
+        ("0 a\n2 b\n", r"2 \(b\) found where 1 is expected"),
+        ("0 a\n0 b\n", r"0 \(b\) found where 1 is expected"),
+        ("5 a\n6 b\n", r"5 \(a\) found where 0 or 1 is expected"),
     ],
 )
 def test_class_name_refusals(tmp_path: Path, text: str, words: str) -> None:

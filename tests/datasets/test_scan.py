@@ -158,7 +158,7 @@ def test_a_file_that_hangs_costs_only_itself(data: Path, tmp_path: Path, monkeyp
 def test_foreign_files_and_wrong_arguments_are_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "val.clean.txt").write_text("mine\n")
-    with pytest.raises(UserError, match=r"val\.clean\.txt is there and was not written by a scan"):
+    with pytest.raises(UserError, match=r"val\.clean\.txt exists and was not written by a scan"):
         run(data, tmp_path / "mine")
     assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine\n"]
     (tmp_path / "files.jsonl").write_text("mine\n")
@@ -243,7 +243,7 @@ def test_parts_of_a_video_keep_their_ends(data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path, "--decode", "header", lists=("parts.txt",)) == 0
     assert (tmp_path / "parts.clean.txt").read_text() == "frames 0 3 1\nframes 3 4 1\na.mp4 2 4 0\n"
     (part,) = json.loads((tmp_path / "scan.json").read_text())["lists"]
-    assert [one["what"] for one in part["wrong_counts"]] == ["the list says 9 frames, there are 4"]
+    assert [one["what"] for one in part["wrong_counts"]] == ["the list has 9 frames, but there are 4"]
 
 
 def test_frame_counts_of_the_list_are_given_back(data: Path) -> None:
@@ -258,8 +258,8 @@ def test_frame_counts_of_the_list_are_given_back(data: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (("--fps", "0"), "--fps: 0 is no frame rate"),
-        (("--fps", "nan"), "--fps: nan is no frame rate"),
+        (("--fps", "0"), "--fps: 0 is not a frame rate"),
+        (("--fps", "nan"), "--fps: nan is not a frame rate"),
         (("--template", "img_00001.jpg"), "a file name with one number"),
         (("--template", "{:d"), "a file name with one number"),
         (("--classes", "absent.txt"), r"absent\.txt: No such file"),

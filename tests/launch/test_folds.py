@@ -114,7 +114,7 @@ def test_an_evaluation_of_all_folds_with_other_views(tmp_path: Path, motion_vide
     assert launch.main(["eval", str(exp), "local", "0", *sets, "--views", "3crop"]) == 0
     assert "failed" not in capfd.readouterr().out
     assert launch.main(["eval", str(exp), "local", "0", *sets, "--set", "common.seed=7", "--views", "10crop"]) == 2
-    assert "was trained with another config than" in capfd.readouterr().err
+    assert "was trained with a different config than" in capfd.readouterr().err
     results = Results.load(exp, "latest-3crop")
     assert results.logits.shape == (len(keep), 3, 8)
     assert sorted(results.ids) == sorted(line.split()[0] for line in keep)
@@ -140,7 +140,7 @@ def test_what_is_refused(tmp_path: Path, motion_videos: Path, capfd) -> None:
     assert (
         launch.main(["sweep", "s", "local", "0", "--into", str(tmp_path), "--exp", str(exp), "--grid", "seed=1"]) == 2
     )
-    assert "a sweep runs no folds" in capfd.readouterr().err
+    assert "a sweep cannot run folds" in capfd.readouterr().err
     (exp / "folds/lists/fold01_val.txt").write_text("videos/00000.mp4 0\n")
     assert launch.main(["train", str(exp), "local", "0"]) == 2
     assert "holds the lists of other folds" in capfd.readouterr().err

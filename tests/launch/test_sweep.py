@@ -157,7 +157,7 @@ def test_a_cell_is_an_experiment_with_the_values_written_in(exp: Path, tmp_path:
     assert config.load(folder).batch_size == 4, "a trial that has not begun follows its experiment"
     (folder / "log.txt").touch()
     (exp / "config.yaml").write_text(CONFIG)
-    with pytest.raises(UserError, match="was trained with another config"):
+    with pytest.raises(UserError, match="was trained with a different config"):
         grid.make(new_sweep, trial)
 
 

@@ -182,7 +182,7 @@ def test_seed_decides_the_weights(method: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"type": "tsmm"}, r"model.type: no method called 'tsmm' \(did you mean tsm\?\); there are .*tsm.*tsn"),
+        ({"type": "tsmm"}, r"model.type: no method called 'tsmm' \(did you mean tsm\?\); choose one of .*tsm.*tsn"),
         ({"type": "fetch"}, "no method called 'fetch'"),
         ({"type": "../main"}, "no method called"),
         ({"backbone": "resnet5"}, r"model.backbone: .*did you mean resnet50?.*mobilenetv2"),

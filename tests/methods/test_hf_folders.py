@@ -86,7 +86,7 @@ def test_original_videomae_is_the_same_network(clips: Tensor, tmp_path: Path) ->
                 "num_class": 5, "eps": 1e-6, "head_eps": 1e-6,
             },
         )  # fmt: skip
-        with pytest.raises(UserError, match=r"it does not show heads; say so in the call"):
+        with pytest.raises(UserError, match=r"it does not show heads; pass it in the call"):
             methods.from_pretrained(file)
         other = methods.from_pretrained(file, heads=3, num_segments=4)
         for name, tensor in one.state_dict().items():
@@ -143,7 +143,7 @@ def test_later_networks_are_refused_with_the_reason(tmp_path: Path) -> None:
     encoder, _ = hf_folders.original_vjepa2(hf_folders.tensors("vjepa2"))
     encoder["target_encoder"]["module.backbone.norms_block.0.weight"] = torch.zeros(48)
     torch.save({"ema_encoder": encoder["target_encoder"]}, tmp_path / "vjepa2_1.pt")
-    with pytest.raises(UserError, match=r"vjepa2_1.pt: the file holds V-JEPA 2.1, which is another network"):
+    with pytest.raises(UserError, match=r"vjepa2_1.pt: the file holds V-JEPA 2.1, a different network"):
         methods.from_pretrained(tmp_path / "vjepa2_1.pt", 5)
 
 
@@ -258,7 +258,7 @@ def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
         ("videomae", {"hidden_size": 10**9}, "hidden_size is 1000000000, and must be a whole number from 1 to 65,536"),
         ("videomae", {"hidden_size": 48}, r"says width 48, and the tensors of its folder show width 24"),
         ("videomae", {"num_hidden_layers": 9999}, r"says depth 9999, .* show depth 2"),
-        ("videomae", {"num_attention_heads": 5}, "width 24 is no multiple of the 5 heads"),
+        ("videomae", {"num_attention_heads": 5}, "width 24 is not a multiple of the 5 heads"),
         ("videomae", {"layer_norm_eps": "0"}, "layer_norm_eps is '0', and must be a number above 0"),
         ("videomae", {"layer_norm_eps": float("nan")}, "layer_norm_eps is nan, and must be"),
         ("videomae", {"image_size": [32, 64]}, "the same for height and width"),

@@ -68,7 +68,7 @@ def test_mobilenet_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published(folder, monkeypatch, "mobilenetv2", stored)
     model = build(True, backbone="mobilenetv2")
     assert torch.equal(model.backbone.features[3].conv[2].weight, stored["features.3.conv.2.weight"])
-    with pytest.raises(UserError, match=r"does not fit: another shape: backbone.features.2.conv.0.0.weight"):
+    with pytest.raises(UserError, match=r"does not fit: a different shape: backbone.features.2.conv.0.0.weight"):
         build(True, backbone="mobilenetv2", t=3)
 
 
@@ -118,7 +118,7 @@ def test_keys_that_do_not_match_are_listed(tmp_path: Path, image_weights: dict) 
         build(str(file))
     assert "missing in the file: backbone.layer1.0.conv1.weight" in str(caught.value)
     assert "not in the model: backbone.layer9.weight" in str(caught.value)
-    with pytest.raises(UserError, match=r"another shape: .*\.\.\. \d+ in all"):
+    with pytest.raises(UserError, match=r"a different shape: .*\.\.\. \d+ in all"):
         build(str(file), backbone="resnet50")
 
 

@@ -94,7 +94,7 @@ def test_label_order() -> None:
     check = provenance.check_labels
     assert check(theirs, ["opening something", "Air_drumming", "ZUMBA", "b c"], "f") == ""
     with pytest.raises(
-        UserError, match=r"f: .* another order .*: 2 of 4, such as 'air drumming', class 1 there and class 2"
+        UserError, match=r"f: .* not in the order .*: 2 of 4, such as 'air drumming', class 1 there and class 2"
     ):
         check(theirs, ["opening something", "zumba", "air drumming", "b c"], "f")
     renamed = check(theirs, ["opening something", "air drumming", "yoga", "b c"], "f")

@@ -75,8 +75,8 @@ def test_init_scale_is_a_factor_of_the_head() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "resnet50"}, r"model.backbone: resnet50 is no network of clips.*vit3d_small"),
-        ({"type": "tsn", "backbone": "vit3d_small"}, r"vit3d_small is no network of images.*resnet18"),
+        ({"backbone": "resnet50"}, r"model.backbone: resnet50 is not a network for clips.*vit3d_small"),
+        ({"type": "tsn", "backbone": "vit3d_small"}, r"vit3d_small is not a network for images.*resnet18"),
         ({"type": "slowonly", "backbone": "vit3d_small"}, "no 3D form of 'vit3d_small'"),
         ({"pooling": "max"}, "must be one of mean, first"),
         ({"drop_path": 1.0}, "drop_path is 1.0"),

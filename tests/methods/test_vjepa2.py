@@ -93,7 +93,7 @@ def test_options_that_change_no_tensor_are_named() -> None:
         ({"pooler_heads": 5}, "pooler_heads is 5; it must divide the width 192"),
         ({"pooler_layers": -1}, "pooler_layers is -1"),
         ({"num_segments": 0}, "num_segments is 0"),
-        ({"backbone": "resnet18"}, "resnet18 is no network of clips"),
+        ({"backbone": "resnet18"}, "resnet18 is not a network for clips"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, object], message: str) -> None:

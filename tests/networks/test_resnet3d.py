@@ -109,5 +109,5 @@ def test_inflate_leaves_what_is_not_a_3d_kernel() -> None:
 
 
 def test_unknown_layout() -> None:
-    with pytest.raises(ValueError, match="no 3D form of 'mobilenetv2'; there are resnet18"):
+    with pytest.raises(ValueError, match="no 3D form of 'mobilenetv2'; choose one of resnet18"):
         ResNet3d("mobilenetv2")

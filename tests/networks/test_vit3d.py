@@ -195,7 +195,7 @@ def test_frozen_blocks_do_not_learn_and_do_not_draw() -> None:
     ("options", "message"),
     [
         ({"freeze": 4}, "freeze is 4; there are 3 blocks"),
-        ({"heads": 5}, "width 24 is no multiple of the 5 heads"),
+        ({"heads": 5}, "width 24 is not a multiple of the 5 heads"),
         ({"tubelet": 0}, "tubelet is 0"),
         ({"positions": "learned"}, "must be one of sinusoid, rotary"),
         ({"qkv_bias": "k"}, "must be one of qv, all, none"),

@@ -296,7 +296,7 @@ def test_layer_decay_multiplies_the_groups_of_sgd() -> None:
 
 
 def test_a_network_without_blocks_has_no_layers_to_decay_over() -> None:
-    with pytest.raises(UserError, match="common.optimizer.layer_decay: this network is no transformer"):
+    with pytest.raises(UserError, match="common.optimizer.layer_decay: this network is not a transformer"):
         optim.build(Small(), **RECIPE, layer_decay=0.75)
 
 

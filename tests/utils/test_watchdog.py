@@ -169,9 +169,9 @@ def test_what_stands_out() -> None:
     assert kinds([0.0] * 4, [0.2, 0.2, 0.2, 0.4], 0.5, span=4) == []
     (finding,) = find_stragglers([0.0] * 4, [0.2, 0.2, 0.4, 0.4], 0.5, 2)
     assert finding[1] == 2
-    assert "0.400 s a step (with the 1 other ranks of its BN group), that of the others 0.200 s" in finding[2]
+    assert "0.400 s per step (with the 1 other ranks of its BN group), that of the others 0.200 s" in finding[2]
     (finding,) = find_stragglers([0.01, 0.01, 0.15, 0.01], [0.2] * 4, 0.5)
-    assert "waits 0.150 s a step for clips, the others 0.010 s, of 0.500 s" in finding[2]
+    assert "waits 0.150 s per step for clips, the others 0.010 s, of 0.500 s" in finding[2]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

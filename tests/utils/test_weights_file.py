@@ -232,8 +232,8 @@ def state_of(value: bytes) -> bytes:
     ("value", "message"),
     [
         (tensor(4, 4, 1), None),
-        (tensor(400, 4, 1), "storage 0 has another length"),  # torch would read what lies behind it in memory
-        (tensor(-4, 4, 1), "length is no number"),
+        (tensor(400, 4, 1), "storage 0 has a different length"),  # torch would read what lies behind it in memory
+        (tensor(-4, 4, 1), "length is not a number"),
         (tensor(4, 5, 1), "reaches out of its storage"),
         (tensor(4, 4, 1, offset=1), "reaches out of its storage"),
         (tensor(4, 2, 4), "reaches out of its storage"),

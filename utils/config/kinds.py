@@ -97,7 +97,7 @@ def server_list(value: tuple[str, ...] | str) -> tuple[str, ...] | str:
     for server in value if isinstance(value, tuple) else ():
         host_and_port = re.fullmatch(r"[^\s/]+:(\d{1,5})", server, re.ASCII)
         if not (re.fullmatch(r"unix:/.+", server) or (host_and_port and 0 < int(host_and_port[1]) < 65536)):
-            raise ValueError(f"{server!r} is no server: write host:port (10.0.0.5:11211) or unix:/path")
+            raise ValueError(f"{server!r} is not a server: write host:port (10.0.0.5:11211) or unix:/path")
     return value
 
 
@@ -202,7 +202,7 @@ def class_pairs(pairs: tuple[tuple[int | str, ...], ...] | None) -> tuple[tuple[
 
     twice = next((name for name, count in Counter(named).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"each class has one mirror image, but {twice} stands in two places")
+        raise ValueError(f"each class has one mirror image, but {twice} occurs twice")
     return pairs
 
 
@@ -218,7 +218,7 @@ def pattern(value: str) -> str:
     try:
         re.compile(value)
     except (re.error, RecursionError) as error:
-        raise ValueError(f"is no regular expression ({error})") from None
+        raise ValueError(f"is not a regular expression ({error})") from None
     return value
 
 

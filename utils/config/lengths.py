@@ -94,7 +94,7 @@ def _with_tuples(value: object) -> object:
 def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[tuple[str, object, object, bool]]:
     """Return the changes from one `to_dict` form to another.
 
-    A key that one of them lacks (another version wrote it) counts as holding its default.
+    A key that one of them lacks (a different version wrote it) counts as holding its default.
 
     Returns:
         (dotted key, old value, new value, free) in the order of the schema; free: the change does not alter the meaning

@@ -120,14 +120,14 @@ class _Draft:
         if not isinstance(top, dict) or not isinstance(top.get(ROOT_KEY), dict):
             line = document.lines.get((ROOT_KEY,), 1)
             self.problems.append(
-                (line, f"{self.file}:{line}: {ROOT_KEY}: missing; all keys stand in a section called {ROOT_KEY}")
+                (line, f"{self.file}:{line}: {ROOT_KEY}: missing; all keys belong in a section called {ROOT_KEY}")
             )
             self.unusable = True
             return
 
         for name in [name for name in top if name != ROOT_KEY]:
             line = document.lines[(name,)]
-            text = f"unknown key; all keys stand in the section {ROOT_KEY}{did_you_mean(str(name), [ROOT_KEY])}"
+            text = f"unknown key; all keys belong in the section {ROOT_KEY}{did_you_mean(str(name), [ROOT_KEY])}"
             self.problems.append((line, f"{self.file}:{line}: {name}: {text}"))
 
         # The values, and the line of each without the root key
@@ -169,7 +169,7 @@ class _Draft:
             self._put(keys, document.value)
 
     def _put(self, keys: tuple[str, ...], value: object) -> None:
-        # Create the sections on the way, also in place of a value that is no section
+        # Create the sections on the way, also in place of a value that is not a section
         place = self.raw
         for depth, name in enumerate(keys[:-1], start=1):
             if not isinstance(place.get(name), dict):
@@ -253,7 +253,7 @@ class _Draft:
             if isinstance(name, str) and name not in known:
                 called = model_options.shortened(name)
                 text = f"there is no {'method' if key == 'type' else key} called {called}{did_you_mean(name, known)}"
-                self.problem(("model", key), f"{text}; there are {', '.join(known)}")
+                self.problem(("model", key), f"{text}; choose one of {', '.join(known)}")
 
         raw = values["model.kwargs"]
         if not isinstance(raw, dict):

@@ -119,7 +119,7 @@ def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
             f"multiple of 2 x num_sample, {2 * count}",
         )
     elif size % count:
-        yield "data.num_sample", f"must divide batch_size, which counts clips: {size} is no multiple of {count}"
+        yield "data.num_sample", f"must divide batch_size, which counts clips: {size} is not a multiple of {count}"
 
     if len(mixes) < 2 and value("augmentation.mix_up_switch") != 0.5:
         yield "augmentation.mix_up_switch", "has no effect unless both mix_up and cutmix are on; remove it"
@@ -238,7 +238,7 @@ def _steps_end(value: LookUp) -> Iterator[Problem]:
 
 def _several_labels(value: LookUp) -> Iterator[Problem]:
     if value("data.list_layout") != "auto" and value("loss") == "ce":
-        yield "data.list_layout", "several labels a video need loss: bce; set it, or data.list_layout: auto"
+        yield "data.list_layout", "several labels per video need loss: bce; set it, or data.list_layout: auto"
 
 
 def _folds(value: LookUp) -> Iterator[Problem]:

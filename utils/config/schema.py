@@ -345,7 +345,7 @@ class Data(Strict):
     )
     # Videos that cannot be read
     on_bad: Literal["error", "skip", "substitute"] = key(
-        "a video that cannot be read: stop, skip it (loss weight 0), or take another one", default="skip"
+        "a video that cannot be read: stop, skip it (loss weight 0), or replace it by another one", default="skip"
     )
     bad_budget: float = key(
         "share of an epoch's samples that may be bad before the run stops", default=0.001, ge=0, le=1, free=True
@@ -474,7 +474,7 @@ class Config(Strict):
     # The optimisation
     lr_scheduler: LrScheduler = section("learning rate and length of the run")
     reference_batch: Count | None = key(
-        "global batch for which the recipe's learning rates were chosen; another one is remarked on at the start",
+        "global batch for which the recipe's learning rates were chosen; a different one is reported at the start",
         default=None,
         why="no recipe has a batch of a billion clips",
         free=True,
@@ -551,7 +551,7 @@ class Config(Strict):
         free=True,
     )
     watchdog_minutes: float = key(
-        "minutes without progress until the run says where it hangs and stops",
+        "minutes without progress until the run reports where it hangs and stops",
         default=10.0,
         gt=0,
         le=YEARS,

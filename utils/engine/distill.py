@@ -193,7 +193,7 @@ def _state_in(file: Path) -> checkpoint.CheckpointContent:
     """Return the checkpoint in an experiment folder."""
     state = checkpoint.load(file)
     if not weights_file.is_checkpoint(state):
-        raise UserError(f"common.distill.teacher: {file} is no checkpoint of a run; name the file itself to use it")
+        raise UserError(f"common.distill.teacher: {file} is not a checkpoint of a run; name the file itself to use it")
     return state
 
 
@@ -212,7 +212,7 @@ def _of_file(file: Path, student: Config) -> TeacherSource:
         return TeacherSource(config.from_dict(state["config"]), file, state)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"common.distill.teacher: the config in {file} is of another version; name its experiment folder"
+            f"common.distill.teacher: the config in {file} is of a different version; name its experiment folder"
         ) from error
 
 

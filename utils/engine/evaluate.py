@@ -46,11 +46,11 @@ def evaluate(
         num_class: K.
         normalise: uint8 (N, T, H, W, C) -> float (N, C, T, H, W).
         autocast: the mixed-precision region of a forward pass.
-        clips_per_forward: views that go through the network at once; None to find it by measuring.
-        average: how the views of a video are averaged, one of `metrics.AVERAGES`.
+        clips_per_forward: views per forward pass; None to measure the best number.
+        average: how to average the views of a video, one of `metrics.AVERAGES`.
         keep: called with (item, logits (V, K) float32, None for a failed video).
         stop: stops the evaluation after a round in which any rank has received a signal.
-        earlier: (sample, logits (V, K)) of videos scored before, which count too; each on one rank only.
+        earlier: (sample, logits (V, K)) of videos scored by an earlier process, each on one rank only. They count too.
 
     Returns:
         The result of `metrics.Tally.metrics`; None if a signal stopped the evaluation.
@@ -87,9 +87,9 @@ def evaluate_heads(
     stop: StopFlag | None = None,
     earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
 ) -> list[dict[str, float]] | None:
-    """Score like `evaluate`, for a network that answers (N, heads, K). Return one result a head.
+    """Score like `evaluate`, for a network that returns (N, heads, K). Return one result per head.
 
-    With heads = 0 the network answers (N, K). `evaluate` describes the other arguments.
+    With heads = 0 the network returns (N, K). `evaluate` describes the other arguments.
     """
 
     def forward(clips: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ def evaluate_heads(
 
     views = videos.spec.views
     runner = view_batches.ViewBatcher(forward, world.device, size=clips_per_forward, net=net)
-    # Views of a full round: a short last round is filled up to the same chunks, for the same bits
+    # Views of a full round: a short last round is padded to the same chunks, so that results stay bit-identical
     full = max(1, runner.group // views) * views
 
     with torch.inference_mode(), view_batches.full_precision():
@@ -129,7 +129,7 @@ def evaluate_heads(
                 if keep is not None:
                     keep(item, video_logits)
 
-            # Collective: every rank takes part in every round, also with no videos left
+            # Collective: every rank takes part in every round, even with no videos left
             if stop is not None:
                 stop.ask(videos.service.trouble)
                 if world.any(stop.received):

@@ -147,7 +147,7 @@ def _initial(
     """Return what is known about the initial weights of a run, and remarks on them for the log.
 
     Raises:
-        UserError: their classifier has the classes of the lists in another order.
+        UserError: their classifier has the classes of the lists in a different order.
     """
     start: Start | None = getattr(net, "pretrained", None)
     if saved or start is None:

@@ -176,13 +176,13 @@ def _load_optimizer(state: TrainState, source: ResumePoint) -> None:
             averages = ("step", "exp_avg", "exp_avg_sq")
             lacking += [name for name in averages if any(name not in kept for kept in optimizer.state.values())]
 
-        reason = f"values of another shape, {wrong[0]}" if wrong else f"no {lacking[0]} in it" if lacking else ""
+        reason = f"values of a different shape, {wrong[0]}" if wrong else f"no {lacking[0]} in it" if lacking else ""
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         reason = str(error)
 
     if reason:
         raise UserError(
-            f"{source.path}: the optimiser's state is of another model or recipe ({reason}); put the run's own "
+            f"{source.path}: the optimiser's state is of a different model or recipe ({reason}); put the run's own "
             "checkpoint back, or start over with --fresh, which moves the old run to old/"
         )
 

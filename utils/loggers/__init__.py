@@ -56,7 +56,7 @@ class Feed:
         name: of the logger.
         exp: the experiment folder.
         metadata: describe this run remotely: name -> text or number. Nothing secret.
-        remark: writes a sentence to the log; `WARNING: ` at its begin is its level.
+        remark: writes a sentence to the log; `WARNING: ` at its beginning is its level.
     """
 
     def __init__(

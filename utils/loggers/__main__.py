@@ -78,7 +78,7 @@ class Sender:
 
         self._keep()
         if self.is_down:
-            say("sends again, all points since")
+            say("sending again, with all points since then")
         self.is_behind = self.is_down = False
         self._wait = RETRY_SECONDS[0]
 
@@ -93,7 +93,7 @@ class Sender:
         if not self.is_down:
             advice = f" (pip install {self.name})" if isinstance(error, ModuleNotFoundError) else ""
             reason = " ".join(str(error).split())[:300]
-            say(f"WARNING: {type(error).__name__}: {reason}{advice}; tries again, and the run continues without it")
+            say(f"WARNING: {type(error).__name__}: {reason}{advice}; it will retry, and the run continues without it")
 
         self.remote, self.is_behind, self.is_down = None, True, True
         self._next = time.monotonic() + self._wait

@@ -212,7 +212,7 @@ def named(name: str) -> Scheduler:
         UserError: there is none.
     """
     if name not in names():
-        raise UserError(f"no scheduler called {name!r}; there are {', '.join(names())}")
+        raise UserError(f"no scheduler called {name!r}; choose one of {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}").SCHEDULER
 
 

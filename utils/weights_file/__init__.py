@@ -42,7 +42,7 @@ def read(path: Path) -> Any:
     """Return the content of a weights file: plain containers and values with tensors (on the CPU) or arrays.
 
     Raises:
-        DamagedWeights: it is damaged, contradicts itself, or is no weights file.
+        DamagedWeights: it is damaged, contradicts itself, or is not a weights file.
         Forbidden: it names something that would have to be run to read it.
         UserError: the file does not exist.
     """
@@ -57,7 +57,7 @@ def read_archive(path: Path) -> object:
     """Return the content of a file in torch's zip format, in which every checkpoint is written.
 
     Raises:
-        DamagedWeights: as in `read`, and if the file has another format.
+        DamagedWeights: as in `read`, and if the file has a different format.
         Forbidden: as in `read`.
         UserError: the file does not exist.
     """
@@ -137,7 +137,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file that is not empty; refuse a FIFO, device or folder before it is opened.
 
     Raises:
-        DamagedWeights: it is another kind of file, is empty, or cannot be read to its end.
+        DamagedWeights: it is a different kind of file, is empty, or cannot be read to its end.
         UserError: the file does not exist, or may not be read.
     """
     try:
@@ -193,7 +193,7 @@ def _check_content(file: BinaryIO, size: int, members: Mapping[str, archive.Memb
         member = members.get(f"{top}/data/{key}")
         # torch does not compare the two: it would read the bytes behind a storage that is too short
         if member is None or member.size != items * item_size:
-            raise Flaw(f"the storage {key[:20]} has another length than its tensors")
+            raise Flaw(f"the storage {key[:20]} has a different length than its tensors")
 
     data = archive.content(file, members[f"{top}/data.pkl"])
     opcodes.check(io.BytesIO(data), len(data), names="torch", size=size, protocol=2, storages=storage)
@@ -206,7 +206,7 @@ def _read_legacy(file: BinaryIO, size: int) -> object:
 
     def storage(key: str, items: int, item_size: int) -> None:
         if items * item_size > size or lengths.setdefault(key, (items, item_size)) != (items, item_size):
-            raise Flaw(f"the storage {key[:20]} has another length than its tensors")
+            raise Flaw(f"the storage {key[:20]} has a different length than its tensors")
 
     # Check all five without building anything; `storage` collects the lengths that the content needs
     parts = [opcodes.check(file, size, names="torch", size=size, protocol=2, storages=storage) for _ in range(5)]

@@ -22,7 +22,7 @@ class Unwanted(Exception):
 
 
 class DamagedWeights(UserError):
-    """A file that is no complete weights file.
+    """A file that is not a complete weights file.
 
     Args:
         path: the file.
@@ -31,7 +31,7 @@ class DamagedWeights(UserError):
 
     def __init__(self, path: Path, reason: str) -> None:
         kind = _KINDS.get(path.suffix, "weights file")
-        super().__init__(f"{path} is not a whole {kind} ({reason}); take another copy of it")
+        super().__init__(f"{path} is not a whole {kind} ({reason}); get another copy of it")
         self.path = path
         self.reason = reason
 

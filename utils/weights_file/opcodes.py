@@ -65,7 +65,7 @@ class _Name:
 
 
 class _Thing:
-    """A value of another type.
+    """A value of a different type.
 
     Args:
         kind: "storage", "tensor", "array", "dtype" or "plain".
@@ -283,7 +283,7 @@ def _stack_global(machine: _Machine, _: object) -> None:
 def _reduce(machine: _Machine, _: object) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
     if not isinstance(function, _Name) or function.call is None or not isinstance(arguments, tuple):
-        raise Flaw("its pickle calls what is no function")
+        raise Flaw("its pickle calls something that is not a function")
     machine.spend(_STEPS_OF_A_CALL)
     machine.stack.append(function.call(machine, arguments))
 
@@ -301,13 +301,13 @@ def _persistent(machine: _Machine, _: object) -> None:
     """Push a storage: ("storage", type, key, device, number of items), in the older format also a view."""
     note = machine.stack.pop()
     if machine.storages is None or not isinstance(note, tuple) or len(note) not in (5, 6) or note[0] != "storage":
-        raise Flaw("its pickle refers to what is no storage")
+        raise Flaw("its pickle refers to something that is not a storage")
 
     _, kind, key, device, items, *view = note
     if not isinstance(kind, _Name) or not kind.item_size or kind.call:
         raise Flaw("a storage of an unknown type")
     if not isinstance(key, str) or not isinstance(device, str) or not _count(items):
-        raise Flaw("a storage whose length is no number")
+        raise Flaw("a storage whose length is not a number")
 
     machine.storages(key, items, kind.item_size)
     if view and view[0] is not None:  # as torch before 0.4 wrote it
@@ -494,7 +494,7 @@ def _is_nothing(value: object) -> bool:
 def _parameter(machine: _Machine, arguments: tuple) -> _Thing:
     """Check `_rebuild_parameter(tensor, requires_grad, hooks)`."""
     if not arguments or not isinstance(arguments[0], _Thing) or arguments[0].kind != "tensor":
-        raise Flaw("a parameter that is no tensor")
+        raise Flaw("a parameter that is not a tensor")
     if not all(map(_is_nothing, arguments[1:])):
         raise Flaw("a parameter with hooks")
     return arguments[0]

@@ -1,7 +1,7 @@
 """Augmentations as parts: how each is drawn. NAME.py here, and NAME.py in `utils/ops/`, which applies it on the device.
 
 A new augmentation is these two files and its keys in the schema. The file here holds one frozen dataclass with what
-`Op` lists, and `from_config(cfg)`, which returns it, or None where the configuration switches it off.
+`Op` lists, and `from_config(cfg)`, which returns it, or None if the configuration switches it off.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Rows: (F, 4) int64, y, x, h, w in the clip after the flip; h = 0 where nothing is erased.
+    """Rows: (F, 4) int64, y, x, h, w in the clip after the flip; h = 0 if nothing is erased.
 
     Args:
         numbers: (p, sl, sh, r1): probability, least and largest share of the area, least aspect.

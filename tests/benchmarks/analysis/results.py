@@ -1,12 +1,12 @@
 """docs/results.md from experiment folders: accuracy on three data sets of real people, by folds.
 
-    python -m tests.benchmarks.analysis.results train DIR [--set KEY=VALUE]   all experiments, one after the other
-    python -m tests.benchmarks.analysis.results collect EXP [--name latest]   after EXP/train.sh: keep its answers
-    python -m tests.benchmarks.analysis.results page                          write docs/results.md from what is kept
+    python -m tests.benchmarks.analysis.results train DIR [--set KEY=VALUE]   train all experiments, one after the other
+    python -m tests.benchmarks.analysis.results collect EXP [--name latest]   after EXP/train.sh: keep its predictions
+    python -m tests.benchmarks.analysis.results page                          write docs/results.md from the kept files
 
-`train` copies the experiments of `exps/` into DIR, trains and evaluates each by its folds and collects it; stopped and
-started again it continues. `collect` reads the pooled result of the folds and the training curves and writes
-tests/data/results/DATA/METHOD.json; `page` computes every number from these files. EXP may be a copy of an experiment
+`train` copies the experiments of `exps/` into DIR, trains and evaluates each by its folds and collects the results. Run
+it again to resume. `collect` reads the pooled result of the folds and the training curves and writes
+tests/data/results/DATA/METHOD.json. `page` computes every number from these files. EXP may be a copy of an experiment
 in `exps/`.
 """
 
@@ -40,16 +40,16 @@ ORDER = ("tsm_mobilenetv2", "tsn_mobilenetv2", "probe_mobilenetv2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Keep the answers of experiments, or write the page."""
-    parser = argparse.ArgumentParser(description="accuracy on real people: keep answers, write the page")
+    """Keep the predictions of experiments, or write the page."""
+    parser = argparse.ArgumentParser(description="accuracy on real people: keep predictions, write the page")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    keep = verbs.add_parser("collect", help="keep what an experiment with folds answered")
+    keep = verbs.add_parser("collect", help="keep the predictions of an experiment with folds")
     keep.add_argument("exp", type=Path, nargs="+")
-    keep.add_argument("--name", default="latest", help="of the results (default: %(default)s)")
-    run = verbs.add_parser("train", help="train all experiments by their folds, and keep what they answered")
+    keep.add_argument("--name", default="latest", help="name of the results (default: %(default)s)")
+    run = verbs.add_parser("train", help="train all experiments by their folds, and keep their predictions")
     run.add_argument("work", type=Path, metavar="DIR")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    run.add_argument("--only", default="", help="train experiments whose path holds this text")
+    run.add_argument("--only", default="", help="train only experiments whose path contains this text")
     verbs.add_parser("page", help=f"write {PAGE.name}")
     args = parser.parse_args(argv)
     if args.verb == "train":
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def kept() -> dict[str, list[Answers]]:
-    """All answers by data set, the best method first."""
+    """Return all predictions by data set, the best method first."""
     by_data = {name: [Answers.read(file) for file in sorted((KEPT / name).glob("*.json"))] for name in DATA_SETS}
     return {name: sorted(of_data, key=lambda one: -one.right.mean()) for name, of_data in by_data.items()}
 
@@ -77,7 +77,7 @@ def kept() -> dict[str, list[Answers]]:
 
 
 def train(work: Path, sets: Sequence[str], only: str) -> int:
-    """Train, evaluate and collect each experiment of the data sets; return the exit code of the first that fails."""
+    """Train, evaluate and collect each experiment of the data sets; return the exit code of the first failure."""
     words = [word for text in sets for word in ("--set", text)]
     for name in planned():
         if only not in name:
@@ -101,7 +101,7 @@ def train(work: Path, sets: Sequence[str], only: str) -> int:
 
 
 def planned() -> list[str]:
-    """Experiments of the three data sets, those with ImageNet features first: they cost least and say most."""
+    """Return the experiments of the three data sets, the cheapest first: those with ImageNet features."""
     names = [
         str(file.parent.relative_to(ROOT / "exps"))
         for _, folder, _ in DATA_SETS.values()
@@ -115,7 +115,7 @@ def planned() -> list[str]:
 
 
 def collect(exp: Path, name: str) -> Answers:
-    """What an experiment answered for each held-out video.
+    """Return the prediction of an experiment for each held-out video.
 
     Raises:
         UserError: folds are missing, or the experiment is on another data set.
@@ -137,7 +137,7 @@ def collect(exp: Path, name: str) -> Answers:
 
 
 def _about(exp: Path, first: Results) -> dict[str, object]:
-    """What a fold was trained with and how it was evaluated, from its result."""
+    """Return the settings of the training and the evaluation of a fold, from its result."""
     summary = first.summary
     cfg = config.load(first.exp)
     return {
@@ -156,7 +156,7 @@ def _about(exp: Path, first: Results) -> dict[str, object]:
 
 
 def _curve(file: Path) -> list[list[float]]:
-    """[iteration, training loss] of a fold, at most `CURVE_POINTS` of them."""
+    """Return at most `CURVE_POINTS` pairs [iteration, training loss] of a fold."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     points = [[row["step"], round(row["loss_train"], 3)] for row in rows if "loss_train" in row]
     return points[:: -(-len(points) // CURVE_POINTS)]
@@ -166,7 +166,7 @@ def _curve(file: Path) -> list[list[float]]:
 
 
 def page(by_data: dict[str, list[Answers]]) -> str:
-    """The whole of docs/results.md."""
+    """Return the text of docs/results.md."""
     parts = [HEAD]
     for data, of_data in by_data.items():
         title, _, folds = DATA_SETS[data]
@@ -209,13 +209,13 @@ def _table(of_data: list[Answers]) -> str:
 
 
 def _label(one: Answers) -> str:
-    """The method with a link to its experiment."""
+    """Return the name of the method with a link to its experiment."""
     text = one.name.replace("_", " ", 1)
     return f"[{text}](../exps/{one.about['experiment']}/config.yaml)"
 
 
 def _against(base: Answers, one: Answers) -> str:
-    """P of the exact McNemar test, and which videos it counts."""
+    """Return the p-value of the exact McNemar test, and the numbers of videos it compares."""
     lost, won = int((base.right & ~one.right).sum()), int((one.right & ~base.right).sum())
     p = mcnemar(lost, won)
     return f"{p:.2g} ({won} won, {lost} lost)"
@@ -238,7 +238,7 @@ def _by_fold(of_data: list[Answers]) -> str:
 
 
 def _confusions(best: Answers, shown: int = 5) -> str:
-    """The pairs of classes that the best method takes for each other most often."""
+    """Return the pairs of classes that the best method confuses most often."""
     names = class_names(best)
     wrong: dict[tuple[int, int], int] = {}
     for _, label, _, answer in best.videos:
@@ -246,14 +246,14 @@ def _confusions(best: Answers, shown: int = 5) -> str:
             wrong[label, answer] = wrong.get((label, answer), 0) + 1
     total = sum(wrong.values())
     if not total:
-        return f"{best.name.replace('_', ' ', 1)} has no error.\n"
+        return f"{best.name.replace('_', ' ', 1)} makes no error.\n"
     first = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:shown]
     words = ", ".join(f"{names[label]} as {names[answer]} {count}" for (label, answer), count in first)
-    return f"Errors of {best.name.replace('_', ' ', 1)}, {total} in all, the most frequent: {words}.\n"
+    return f"{best.name.replace('_', ' ', 1)} makes {total} errors. The most frequent: {words}.\n"
 
 
 def class_names(one: Answers) -> list[str]:
-    """Names of the classes, from the folders or, for UT-Interaction, from its documentation."""
+    """Return the names of the classes, from the folders or, for UT-Interaction, from its documentation."""
     if one.data == "ut_interaction2":
         return ["handshake", "hug", "kick", "point", "punch", "push"]
     names = {label: path.split("/")[1] for path, label, _, _ in one.videos}
@@ -261,15 +261,15 @@ def class_names(one: Answers) -> list[str]:
 
 
 def with_numbers(readme: str, by_data: dict[str, list[Answers]]) -> str:
-    """README.md with the best network of each data set between the two `MARKS`.
+    """Return README.md with the best network of each data set between the two `MARKS`.
 
     Raises:
-        UserError: the page lacks them.
+        UserError: README.md has no such marks.
     """
     first, start, rest = readme.partition(MARKS[0])
     _, end, last = rest.partition(MARKS[1])
     if not start or not end:
-        raise UserError(f"{README.name}: the lines {MARKS[0]} and {MARKS[1]} are missing, between which the numbers go")
+        raise UserError(f"{README.name}: the lines {MARKS[0]} and {MARKS[1]}, which enclose the numbers, are missing")
     lines = ["| data | method | protocol | top-1 | 95 % interval |", "|---|---|---|---:|---|"]
     for data, of_data in by_data.items():
         best = next((one for one in of_data if one.name != BASE), None)
@@ -290,21 +290,27 @@ def with_numbers(readme: str, by_data: dict[str, list[Answers]]) -> str:
 HEAD = """\
 # Accuracy on real people
 
-Written by `python -m tests.benchmarks.analysis.results page` from `tests/data/results`; do not edit by hand.
+`python -m tests.benchmarks.analysis.results page` writes this page from `tests/data/results`. Do
+not edit it by hand.
 
-Three small public data sets, each video held out once ([folds.md](folds.md)). Top-1 is pooled over all held-out videos.
-The interval is Wilson's, so it says how sure the number is for other videos of this kind. p is that of an exact McNemar
-test against a ridge regression on the mean picture and the mean motion of each video, trained on the same folds
-(`python -m tests.benchmarks.analysis.ridge`); won are the videos that only the network has right.
+We evaluate on three small public data sets and hold out each video once ([folds.md](folds.md)).
+Top-1 is pooled over all held-out videos. The interval is Wilson's 95 % interval for other videos of
+the same kind. The baseline is a ridge regression on the mean frame and the mean motion of each
+video, trained on the same folds (`python -m tests.benchmarks.analysis.ridge`). p is the p-value of
+an exact McNemar test against this baseline. "Won" counts the videos that only the network
+classifies correctly, "lost" those that only the baseline does.
 
-The last checkpoint is evaluated, not the best. One crop takes the whole short side; where frames are wider than 1.2
-times their height there are three side by side. That is the rule of [start](start.md), chosen after a look at 12 videos
-of UT-Interaction. The recipe was chosen on UCF Sports (folds 1 and 2: a peak rate of .004 instead of .01 gave 51, not
-44 of 64 videos) and is the same on the other data sets, so that the numbers of UCF Sports are a little too good. The
-four choices of the ridge regression were made on the folds of all three data sets and favour it.
+We evaluate the last checkpoint, not the best one. A single crop covers the whole short side. Where
+frames are wider than 1.2 times their height, three crops side by side cover the frame. This is the
+rule of [start](start.md), which was chosen after a look at 12 videos of UT-Interaction. The recipe
+was tuned on UCF Sports (folds 1 and 2: a peak rate of .004 instead of .01 raised the correct videos
+from 44 to 51 of 64) and reused on the other data sets. The numbers on UCF Sports are therefore
+slightly optimistic. The four settings of the ridge regression were tuned on the folds of all three
+data sets, which favours the baseline.
 
-The same numbers: `python -m tests.benchmarks.analysis.results train DIR` trains a copy of every experiment, and
-continues after a stop. For one of them `exps/.../train.sh local 0`, for three crops `eval.sh local 0 --views 3crop`.
+To reproduce the numbers, run `python -m tests.benchmarks.analysis.results train DIR`. It trains a
+copy of every experiment, and resumes if you run it again. To train only one of them, run
+`exps/.../train.sh local 0`, and for three crops also `eval.sh local 0 --views 3crop`.
 """
 
 PICTURE = """\
@@ -312,15 +318,16 @@ PICTURE = """\
 
 ![Training loss of each method, and the confusion matrix of the best one](pictures/results.png)
 
-`.venv/bin/python docs/pictures/results.py` draws it from the same files.
+`.venv/bin/python docs/pictures/results.py` draws this figure from the same files.
 """
 
 TAIL = """\
-## What these numbers do not say
+## Limits of these numbers
 
-- UCF Sports is here in a grey version of 64x64 pixels, cut around the person, and Weizmann as silhouettes: numbers
-  that others published for the original videos are about easier or harder pictures. UT-Interaction is set 2 alone.
-- Each line is one run, with one seed. The spread between seeds is not in the interval.
+- UCF Sports is a grey version of 64x64 pixels, cropped around the person, and Weizmann consists of
+  silhouettes. Do not compare these numbers with published ones, which use the original videos.
+  UT-Interaction is set 2 only.
+- Each line is one run with one seed. The interval does not include the spread between seeds.
 """
 
 
@@ -330,7 +337,7 @@ GOALS = {"ucf_sports": 0.80, "weizmann10": 0.97, "ut_interaction2": 0.90}
 
 
 def above_ridge() -> dict:
-    """The best network of UCF Sports on each data set, against the ridge regression and the goals."""
+    """Compare the best network of UCF Sports with the ridge regression and the goals on each data set."""
     by_data = kept()
     best = next((one.name for one in by_data["ucf_sports"] if one.name != BASE), "")
     measured, holds = {}, bool(best)
@@ -354,19 +361,19 @@ def above_ridge() -> dict:
 
 
 def page_is_made() -> dict:
-    """docs/results.md says what the command writes."""
+    """Check that docs/results.md is what the command writes."""
     readme = README.read_text(encoding="utf-8")
     same = page(kept()) == PAGE.read_text(encoding="utf-8") and with_numbers(readme, kept()) == readme
-    return {"measured": "the same" if same else f"{PAGE.name} is another page", "holds": same}
+    return {"measured": "the same" if same else f"{PAGE.name} differs", "holds": same}
 
 
 ROWS = {
     "ridge": (
-        "the method that is best on ucf_sports on ucf_sports, weizmann10 and ut_interaction2, by folds",
+        "the best method on ucf_sports, on ucf_sports, weizmann10 and ut_interaction2, by folds",
         "above the ridge regression by an exact McNemar test, p < .05; goals, reported either way: .80, .97, .90",
         above_ridge,
     ),
-    "page": ("every number in docs/results.md", "made by the command from tests/data/results", page_is_made),
+    "page": ("every number in docs/results.md", "written by the command from tests/data/results", page_is_made),
 }
 
 
