@@ -68,7 +68,8 @@ demo: $(USED)
 	@$(PY) -m anal_tools.demo_summary $(DEMO)
 
 # Files keep together, for their fixtures, and start in the order of tests/tiers.py: long ones first.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Without bytecode, each of a thousand processes would compile this repository.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(TESTED)
 	@$(PY) -m ruff check .

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import chromium, tiers
+from tests import chromium, forked, tiers
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARD = pytest.StashKey[tiers.Guard]()
@@ -29,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
         hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
         hypothesis.settings.load_profile("nightly")
+
+
+def pytest_unconfigure() -> None:
+    """End the process that others were forked from."""
+    forked.stop()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

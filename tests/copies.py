@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import git
+from tests import forked, git
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,7 +26,8 @@ def run_in(copy: Path, *argv: str | Path, codes: tuple[int, ...] = (0,)) -> str:
     """Run a command in the copy; return stdout and stderr together. Fail for another exit code."""
     env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     words = [str(word) for word in argv]
-    done = subprocess.run(words, cwd=copy, env=env, capture_output=True, text=True, check=False, timeout=200)
+    run = forked.run if words[0] == sys.executable else subprocess.run
+    done = run(words, cwd=copy, env=env, capture_output=True, text=True, check=False, timeout=200)
     text = done.stdout + done.stderr
     assert done.returncode in codes, f"{' '.join(words)} left with {done.returncode}\n{text}"
     return text

@@ -41,11 +41,10 @@ _EITHER = re.compile(r"\[([^][]*?) \| ([^][]*?)\]")
 _VALUE = re.compile(r"(?:\w+=)?[A-Z][A-Z0-9_]*(?:[=.:x,/]\w+)*|.*\$\{?[A-Z].*")
 
 # Experiments that the reader of a page makes, and folders that he fills.
-MADE = (
+OF_READERS = (
     "data/", "pretrained/", "exps/mine", "exps/other", "exps/my_exps/", "exps/probe",
     "exps/ucf101_exps/tsm_resnet50/my_first",
 )  # fmt: skip
-
 
 # Programs that every Unix has.
 SHELL = {"head", "mkdir", "mv", "unrar", "unzip"}
@@ -188,8 +187,8 @@ def _split(place: str, text: str, *, whole: bool) -> Iterator[Command]:
     either = _EITHER.search(line)
     for variant in [_EITHER.sub(rf"[\{side}]", line) for side in (1, 2)] if either else [line]:
         for part in _parts_of(variant):
-            plain = map(_plain, part)
-            choices = [word.split("|") if re.fullmatch(r"[\w|.-]+", word) else [word] for word in plain]
+            bare = map(_unbracketed, part)
+            choices = [word.split("|") if re.fullmatch(r"[\w|.-]+", word) else [word] for word in bare]
             for words in itertools.product(*choices):
                 command = Command(place, text, tuple(filter(None, words)), whole)
                 if command.words and command not in seen:
@@ -197,7 +196,7 @@ def _split(place: str, text: str, *, whole: bool) -> Iterator[Command]:
                     yield command
 
 
-def _plain(word: str) -> str:
+def _unbracketed(word: str) -> str:
     """Return a word without the brackets of what may be left out, and without dots that stand for more words."""
     word = word if word.startswith((".", "[ ", "/")) else word.strip("[]")
     return word if "/" in word or word == "..." else word.removesuffix("...")
@@ -220,6 +219,8 @@ def _parts_of(line: str) -> Iterator[list[str]]:
 # ------------------------------------------------------------------------------------------------------ does it parse
 def mistake(command: Command) -> str | None:
     """Return what is wrong with a command, None if nothing is."""
+    if "--help" in command.words:
+        return None
     if problem := next((f"there is no {word}" for word in command.words if _is_missing(word)), None):
         return problem
     check = _CHECKS.get(command.kind)
@@ -230,7 +231,7 @@ def _is_missing(word: str) -> bool:
     """Return True for a path of the repository that is not there."""
     word = word.removeprefix("./")
     top = word.partition("/")[0]
-    if "/" not in word or top not in _top() or "..." in word or word.startswith(MADE) or "/report/" in word:
+    if "/" not in word or top not in _top() or "..." in word or word.startswith(OF_READERS) or "/report/" in word:
         return False
     return not (ROOT / word).exists()
 
@@ -242,7 +243,7 @@ def _top() -> set[str]:
 
 def _of_main(command: Command) -> str | None:
     words = command.rest
-    if not words or words[0] in ("--help", "--version"):
+    if not words or words[0] == "--version":
         return None
     verb, *rest = words
     if verb not in main.VERBS:
@@ -383,10 +384,10 @@ def _of_text(file: Path, command: Command) -> str | None:
     text = file.read_text(encoding="utf-8")
     if "run_rows" in text:
         text += (ROOT / "tests/benchmarks/rows.py").read_text(encoding="utf-8")
-    wanted = [*command.options]
+    needed = [*command.options]
     if "--rows" in command.rest[:-1]:
-        wanted += command.rest[command.rest.index("--rows") + 1].split(",")
-    return next((f"{file.relative_to(ROOT)} knows no {word}" for word in wanted if word not in text), None)
+        needed += command.rest[command.rest.index("--rows") + 1].split(",")
+    return next((f"{file.relative_to(ROOT)} knows no {word}" for word in needed if word not in text), None)
 
 
 def _of_pip(command: Command) -> str | None:
@@ -426,8 +427,8 @@ def words_of(test: str) -> set[str]:
         if place in seen:
             continue
         seen.add(place)
-        own, used = _function(*place)
-        words |= own
+        texts, used = _function(*place)
+        words |= texts
         waiting += used
     return words
 
@@ -439,10 +440,10 @@ def lacking(command: Command, tests: list[str]) -> set[str]:
         LookupError: there is no such test.
     """
     words = set().union(*(words_of(test) for test in tests))
-    first, *wanted = [word for word in command.form.split() if word not in ("PARTITION", "...", "python", "-m")]
+    first, *needed = [word for word in command.form.split() if word not in ("PARTITION", "...", "python", "-m")]
     if first not in ("main.py", "make"):
-        wanted.append(first.removesuffix(".sh") if first not in words else first)
-    return {word for word in wanted if word not in words and not set(word.split("/")) <= words}
+        needed.append(first.removesuffix(".sh") if first not in words else first)
+    return {word for word in needed if word not in words and not set(word.split("/")) <= words}
 
 
 @dataclasses.dataclass
@@ -453,25 +454,27 @@ class _File:
 
 @functools.cache
 def _file(name: str) -> _File:
-    found = _File({}, {})
+    definitions = _File({}, {})
     for node in ast.parse((ROOT / name).read_text(encoding="utf-8")).body:
-        _add(found, node)
-    return found
+        _add(definitions, node)
+    return definitions
 
 
-def _add(found: _File, node: ast.AST) -> None:
+def _add(definitions: _File, node: ast.AST) -> None:
     """Note what a statement of a file defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        found.functions[node.name] = node
+        definitions.functions[node.name] = node
     if isinstance(node, ast.ClassDef):
-        found.functions |= {f"{node.name}.{part.name}": part for part in node.body if isinstance(part, ast.FunctionDef)}
+        definitions.functions |= {
+            f"{node.name}.{part.name}": part for part in node.body if isinstance(part, ast.FunctionDef)
+        }
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        found.functions |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+        definitions.functions |= {target.id: node for target in targets if isinstance(target, ast.Name)}
     if isinstance(node, ast.Import):
-        found.imports |= {alias.asname or alias.name: alias.name for alias in node.names}
+        definitions.imports |= {alias.asname or alias.name: alias.name for alias in node.names}
     if isinstance(node, ast.ImportFrom) and node.module:
-        found.imports |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        definitions.imports |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Run a function on N ranks, each a process of its own, as torchrun would start them on a machine without GPUs.
+"""Run a function on N ranks, each a (forked) process, as torchrun would start them on a machine without GPUs.
 
     from tests.ranks import run_ranks
     results = run_ranks(__file__, "train_a_little", 4, steps=3)     # a list of N return values
@@ -16,12 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "TORCHELASTIC_", "ZOETROPE_")
@@ -57,14 +59,17 @@ class Ranks:
         self.folder = Path(self._folder.name)
         # The store lives here, on a port that the system chose: no race for free ports between tests.
         self._store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.processes: dict[int, forked.Process] = {}
         for rank in range(size) if start is None else start:
-            command = [sys.executable, "-m", "tests.ranks", str(Path(script).resolve()), function]
-            command += [str(self.folder / f"{rank}.pt"), json.dumps(dict(arguments or {}))]
+            command = self._command(rank, script, function, arguments)
             with open(self.folder / f"{rank}.log", "wb") as log:
-                self.processes[rank] = subprocess.Popen(
+                self.processes[rank] = forked.Process(
                     command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=self._env(rank, size) | dict(env or {})
                 )
+
+    def _command(self, rank: int, script: str | Path, function: str, arguments: Mapping[str, Any] | None) -> list[str]:
+        command = [sys.executable, "-m", "tests.ranks", str(Path(script).resolve()), function]
+        return [*command, str(self.folder / f"{rank}.pt"), json.dumps(dict(arguments or {}))]
 
     def _env(self, rank: int, size: int) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
@@ -137,6 +142,40 @@ def run_ranks(
         if failed := {rank: code for rank, code in ranks.wait(timeout).items() if code}:
             raise RankError(f"exit codes {failed}\n{ranks.outputs()}")
         return [ranks.result(rank) for rank in range(size)]
+
+
+class _Programs(Ranks):
+    """Ranks that run a program to its end, instead of a function."""
+
+    def __init__(self, words: Sequence[str], size: int, env: Mapping[str, str]) -> None:
+        self._words = words
+        super().__init__("", "", size, env=env)
+
+    def _command(self, *_: object) -> list[str]:
+        return [sys.executable, *self._words]
+
+
+def run_program(
+    words: Sequence[str], size: int, *, env: Mapping[str, str], timeout: float = 280.0
+) -> subprocess.CompletedProcess[str]:
+    """Run `main.py` or another program on ranks, without the launcher.
+
+    Args:
+        words: the program and its arguments.
+        size: number of ranks; 0: one process that belongs to no ranks.
+        env: further environment variables.
+
+    Returns:
+        The exit code, which all ranks must have in common, and the outputs of all.
+    """
+    if size == 0:
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | dict(env)
+        return forked.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+    with _Programs(words, size, env) as ranks:
+        codes = ranks.wait(timeout, stop_at_failure=False)
+        output = "".join(map(ranks.output, range(size)))
+    assert len(set(codes.values())) == 1, f"{codes}\n{output}"
+    return subprocess.CompletedProcess(list(words), codes[0], output, output)
 
 
 def _main(script: str, function: str, result: str, arguments: str) -> None:

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.elastic_rank import trained
 from tests.experiment import few_videos, make
-from tests.ranks import ROOT
+from tests.ranks import run_program
 
 SETTINGS = ("precision=fp64", "deterministic=true")
-PROGRAM = (
-    "import sys; from pathlib import Path; from launch import local; "
-    "sys.exit(local.run(sys.argv[2:], int(sys.argv[1]), script=Path('tests/elastic_rank.py').resolve()))"
-)
 
 
 def run(
     exp: Path, ranks: int, name: str, stop: int = 0, more: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Train on some ranks, until `stop` iterations are done."""
-    words = ["train", str(exp), *[word for item in SETTINGS + more for word in ("--set", item)]]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ELASTIC_STOP": str(stop)}
-    env["ELASTIC_FILE"] = str(exp.parent / name)
-    argv = [sys.executable, "-c", PROGRAM, str(ranks), *words]
-    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+    words = ["tests/elastic_rank.py", "train", str(exp)]
+    words += [word for item in SETTINGS + more for word in ("--set", item)]
+    return run_program(words, ranks, env={"ELASTIC_STOP": str(stop), "ELASTIC_FILE": str(exp.parent / name)})
 
 
 def digests(exp: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.conftest import ROOT
 
 # As with NCCL: the destruction of the process group, and of the interpreter's last objects, wait for ranks that never
@@ -45,7 +46,7 @@ def run(error: str, tmp_path: Path) -> tuple[int, str, float]:
     output = tmp_path / "stderr"
     with output.open("wb") as stderr:
         command = [sys.executable, "-c", PROGRAM.format(error=error)]
-        with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=stderr) as process:
+        with forked.Process(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=stderr) as process:
             try:
                 assert process.stdout is not None
                 assert process.stdout.readline() == b"begins\n"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 import main
+from tests import forked
 from tests.elastic_rank import trained
 from tests.experiment import few_videos, fingerprint, make
 from tests.ranks import ROOT
@@ -71,7 +71,7 @@ def test_a_kill_changes_no_bit(point: str, calm: Path, tmp_path: Path, motion_vi
         *(part for word in overrides for part in ("--set", word)),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ZOETROPE_FAILPOINT": point}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    killed = forked.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert main.train(exp, overrides=overrides) == 0
     assert fingerprint(exp) == fingerprint(calm)

@@ -96,7 +96,7 @@ def test_bad_videos_before_the_checkpoint_are_complained_of_once(
     assert main.main(command) == 0
     bad_samples = json.loads((exp / "jobs/bad_samples.json").read_text())
     assert len(bad_samples["bad"]) == 3, "what was bad in the steps that are done has happened"
-    assert "epoch 1: 3 of 12 videos could not be read" in (exp / "log.txt").read_text()
+    assert 'epoch=1 message="3 of 12 videos could not be read' in (exp / "log.txt").read_text()
 
 
 def test_fresh_leaves_the_old_run_alone_until_the_new_one_is_known_to_be_right(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import main
+from tests import forked
 from tests.experiment import few_videos, fingerprint, make
 from tests.log_lines import odd_lines
 from tests.ranks import ROOT
@@ -105,7 +106,7 @@ def test_killed_and_started_again_ends_with_the_same_bits(
     exp = make(tmp_path / "killed", motion_videos)
     command = [sys.executable, "-c", RANKED, "train", str(exp)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ZOETROPE_FAILPOINT": point}
-    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    killed = forked.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert main.train(exp) == 0
     assert fingerprint(exp) == fingerprint(calm)

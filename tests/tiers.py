@@ -3,7 +3,8 @@
 - `system` starts processes: ranks, reader processes, a browser, a server, a verb in a process of its own. This file
   sets it: by the folder, by a fixture, or because code of the tests reaches `subprocess`.
 - `slow` takes more than 3 s of CPU time. The test sets it, or a fixture: whole runs use `motion_videos`.
-- `nightly` repeats what a case of `make test` shows for one more method, plan or recipe. The test sets it.
+- `nightly` repeats what a case of `make test` shows for one more method, plan, recipe or scheduler, or on a real
+  SLURM. The test sets it.
 
 `--tier check` runs the tests without any of these marks, `--tier test` (the default) all but `nightly`, and
 `--tier nightly` all. A test without a mark that starts a process fails, in each tier. One that takes more than 3 s of
@@ -63,7 +64,6 @@ _STARTERS = {"subprocess", "multiprocessing", "Popen", "fork", "posix_spawn", "P
 LONG_FILES = (
     "tests/faults/test_nth_call.py",
     "tests/test_one_gpu.py",
-    "tests/test_elastic.py",
     "tests/slurm/test_slurm.py",
     "tests/fake_cuda/test_steps_of_clips.py",
     "tests/fake_cuda/test_steps_of_images.py",

@@ -190,36 +190,44 @@ def _file_of(module: str) -> Path | None:
     return None if in_python or libraries & set(file.parts) else file
 
 
-def imports(file: Path, module: str) -> Iterator[str]:
-    """Yield the names of all modules that a source file may import."""
+def imports(file: Path, module: str) -> tuple[str, ...]:
+    """Return the names of all modules that a source file may import."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    return _imports(file.read_bytes(), package)
 
+
+@functools.cache  # by the text: a process that evaluates more than once parses each file once
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
     try:
-        tree = ast.parse(file.read_bytes())
+        tree = ast.parse(source)
     except SyntaxError:  # no running code imports this file; its text counts all the same
-        return
+        return ()
 
-    for node in _nodes(tree):
+    names: list[str] = []
+    for node in _statements(tree.body):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             # level counts the dots of a relative import: one dot is the package itself
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parents, *filter(None, [node.module])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)  # a name may be a module or a value
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]  # a name may be a module or a value
+    return tuple(names)
 
 
-def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield a node and all nodes below it, without the bodies of `if TYPE_CHECKING`."""
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        for child in node.orelse:
-            yield from _nodes(child)
-        return
+def _statements(block: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Yield the statements of a block and of all blocks inside, without the bodies of `if TYPE_CHECKING`."""
+    for node in block:
+        yield node
+        blocks = ("body", "orelse", "finalbody", "handlers", "cases")
+        if isinstance(node, ast.If) and any(_is_type_checking(part) for part in ast.walk(node.test)):
+            blocks = ("orelse",)
+        for name in blocks:
+            yield from _statements(getattr(node, name, ()))
 
-    yield node
-    for child in ast.iter_child_nodes(node):
-        yield from _nodes(child)
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return "TYPE_CHECKING" in (getattr(node, "id", ""), getattr(node, "attr", ""))
 
 
 def differences(old: object, new: Mapping[str, object]) -> str:

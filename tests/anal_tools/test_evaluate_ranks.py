@@ -14,8 +14,9 @@ import pytest
 
 import main
 from anal_tools.evaluate.results import Results
+from tests import forked
 from tests.experiment import make
-from tests.ranks import ROOT
+from tests.ranks import ROOT, run_program
 
 ARRAYS = ("labels", "logits", "scores", "frames")
 
@@ -35,11 +36,8 @@ def environment(fail_point: str = "") -> dict[str, str]:
 
 
 def on_ranks(exp: Path, ranks: int, name: str, fail_point: str = "") -> subprocess.CompletedProcess[str]:
-    words = ["eval", str(exp), "local", str(ranks), "--name", name, "--chunk", "1"]
-    argv = [sys.executable, "-m", "launch", *words]
-    return subprocess.run(
-        argv, cwd=ROOT, env=environment(fail_point), capture_output=True, text=True, check=False, timeout=240
-    )
+    words = ["main.py", "eval", str(exp), "--name", name, "--chunk", "1"]
+    return run_program(words, ranks, env=environment(fail_point), timeout=240)
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 3), pytest.param(3, 2, marks=pytest.mark.nightly)])
@@ -65,7 +63,7 @@ def test_stopped_on_some_ranks_it_ends_on_others_with_the_same_rows(exp: Path, f
 
 def test_a_second_evaluation_of_one_name_is_refused(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [sys.executable, "main.py", "eval", str(exp), "--name", "one", "--chunk", "1"]
-    with subprocess.Popen(
+    with forked.Process(
         argv, cwd=ROOT, env=environment("progress.evaluation:0:2:stop"), stdout=subprocess.PIPE, text=True
     ) as first:
         try:

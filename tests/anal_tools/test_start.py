@@ -354,14 +354,15 @@ def test_clips_of_a_copy_with_one_clip_each_stay_with_their_source(tmp_path: Pat
 
 @pytest.mark.system
 def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
-    for number in range(8):
-        target = tmp_path / "videos" / ("wave", "bend")[number % 2] / f"day{number // 4}_{number}.mp4"
+    for number in range(12):
+        target = tmp_path / "videos" / ("wave", "bend")[number % 2] / f"day{number // 2}_{number}.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_video(target, "mpeg4", frames=20 + number)
     words = [str(tmp_path / "videos"), "--no-train", "--no-doctor", "--recipe", "small", "--out", str(tmp_path / "exp")]
     assert start.main([*words, "--group", r"day\d"]) == 0
-    days = [{Path(name).name.split("_")[0] for name in side} for side in sides(tmp_path / "exp").values()]
-    assert sorted(map(sorted, days)) == [["day0"], ["day1"]]
+    train, val = ({Path(name).name[:4] for name in side} for side in sides(tmp_path / "exp").values())
+    assert len(train) + len(val) == 6
+    assert not train & val
 
 
 @pytest.fixture
@@ -447,7 +448,7 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     assert len(results.ids) == len((exp / "lists/val.txt").read_text().splitlines()) > 0
     assert (exp / "report/index.html").is_file()
     assert json.loads((exp / "start.json").read_text())["epochs"] == 2
-    steps = re.search(r"iterations (\d+)", (exp / "log.txt").read_text())
+    steps = re.search(r" iterations=(\d+)", (exp / "log.txt").read_text())
     assert steps
     assert f": {steps[1]} steps of " in duration.estimate(exp)
 

@@ -241,5 +241,5 @@ def test_training_with_a_server_started_by_the_launcher(motion_videos: Path, tmp
     steps = [step for step, _ in log.read_scalars(exp / "events" / log.SCALARS)["memcached_hit_rate"]]
     assert set(steps) <= {2, 4, 6}  # every print_freq; readers that are far ahead have nothing new to say
     assert 2 in steps
-    assert text.count("memcached: hit rate") == len(steps) + 2 + 2, text
+    assert text.count('memcached: remark message="hit rate') == len(steps) + 2 + 2, text
     assert wait_for(lambda: not list(tmp_path.glob("zoetrope-*"))), "the server's folders go with the run"

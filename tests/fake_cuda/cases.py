@@ -1,6 +1,6 @@
-"""Training steps, validations and more of one method on a fake GPU, in one process; prints a JSON line per case.
+"""Training steps, validations and more of methods on a fake GPU, in one process; prints a JSON line per case.
 
-python -m tests.fake_cuda.cases LIBRARY METHOD [CASE ...]
+python -m tests.fake_cuda.cases LIBRARY METHOD[=CASE] ...
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ class Gpu:
         import torch
 
         self.device = torch.device("cuda", 0)
+        gc.freeze()  # `fresh` looks for what cases have left, not at all that is imported
 
     def fresh(self) -> Any:
         """Forget what earlier cases left."""
@@ -175,26 +176,20 @@ def every_operation(side: int) -> Any:
     return torch.from_numpy(op.resolve(u.reshape(1, -1), side)[None])
 
 
-def train(
+@contextlib.contextmanager
+def started(
     gpu: Gpu,
     method: str,
     *,
     precision: str,
     backbone: str = "resnet18",
-    sets: list[str] = (),  # type: ignore[assignment]
+    sets: Sequence[str] = (),
     micro: int = 1,
     ranks: int = 1,
     group: int = 1,
     multi_label: bool = False,
-    change: Callable[[Any], Any] | None = None,
-) -> dict[str, Any]:
-    """Two training steps; the figures are those of the second, and of a report of the stragglers after it.
-
-    Args:
-        change: gets the run before the first step: what a test plants.
-    """
-    import torch
-
+) -> Iterator[tuple[Any, Callable[[int], dict[str, Any]]]]:
+    """Give a run on the fake GPU, and what does a training step of it and returns its figures."""
     import main
     from utils import dist
     from utils.shards import ShardPlan
@@ -211,20 +206,29 @@ def train(
         world = dist.World(0, ranks, 0, gpu.device, "nccl" if ranks > 1 else None)
         shards = ShardPlan(total=micro * ranks, batch_size=2, world=ranks, rank=0, group_size=group)
         run = build(gpu, Path(folder), method, words, shards, world)
-        if change:
-            change(run)
-        for step in range(2):
+
+        def one(step: int) -> dict[str, Any]:
             batches = [batch_of(gpu, run.cfg, part, multi_label=multi_label) for part in shards.micro_batches]
             mode.forget()
             main.train_step(
                 run, step, batches, stop=False, save=False, meanwhile=lambda: mode.note("ahead", waits=False)
             )
-        result = figures(mode)
-        mode.forget()
-        run.stragglers.report(
-            data=0.0, step=1.0, figures=[torch.ones((), device=gpu.device)] * 2
-        )  # norm and loss scale
-        result["waits_of_a_log_line"] = [f"{entry.what} at {entry.where}" for entry in mode.waits]
+            return figures(mode)
+
+        yield run, one
+
+
+def train(gpu: Gpu, method: str, **arguments: Any) -> dict[str, Any]:
+    """Two training steps; the figures are those of the second, and of a report of the stragglers after it."""
+    import torch
+
+    with started(gpu, method, **arguments) as (run, step):
+        step(0)
+        result = step(1)
+        gpu.mode.forget()
+        norm_and_scale = [torch.ones((), device=gpu.device)] * 2
+        run.stragglers.report(data=0.0, step=1.0, figures=norm_and_scale)
+        result["waits_of_a_log_line"] = [f"{entry.what} at {entry.where}" for entry in gpu.mode.waits]
         return result
 
 
@@ -367,16 +371,17 @@ def all_of(gpu: Gpu, method: str) -> dict[str, Callable[[], dict[str, Any]]]:
 
 
 def main_of(argv: list[str]) -> None:
-    """Run the cases of one method."""
-    library, method, *names = argv
+    """Run all cases of a method, or the named ones."""
+    library, *words = argv
     gpu = Gpu(library)
-    for name, case in all_of(gpu, method).items():
-        if names and name not in names:
-            continue
-        began = time.process_time()
-        result = case()
-        seconds = round(time.process_time() - began, 2)
-        print(json.dumps({"case": name, "cpu_seconds": seconds, **result}), flush=True)
+    for method in dict.fromkeys(word.partition("=")[0] for word in words):
+        for name, case in all_of(gpu, method).items():
+            if not {method, f"{method}={name}"} & set(words):
+                continue
+            began = time.process_time()
+            result = case()
+            seconds = round(time.process_time() - began, 2)
+            print(json.dumps({"method": method, "case": name, "cpu_seconds": seconds, **result}), flush=True)
 
 
 if __name__ == "__main__":

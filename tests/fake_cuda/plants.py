@@ -10,20 +10,15 @@ from typing import Any
 from tests.fake_cuda import cases
 
 
-def after_loss(spoil: Callable[[Any], object]) -> Callable[[Any], None]:
-    """Let every loss of a run pass through `spoil`, which gets the logits."""
+def after_loss(loss: Callable[..., Any], spoil: Callable[[Any], object]) -> Callable[..., Any]:
+    """Return the loss with `spoil` behind it, which gets the logits."""
 
-    def change(run: Any) -> None:
-        loss = run.loss
+    def spoiled(*arguments: Any) -> Any:
+        value, logits = loss(*arguments)
+        spoil(logits)
+        return value, logits
 
-        def spoiled(*arguments: Any) -> Any:
-            value, logits = loss(*arguments)
-            spoil(logits)
-            return value, logits
-
-        run.__dict__["loss"] = spoiled
-
-    return change
+    return spoiled
 
 
 def mix_in_host_memory(logits: Any) -> object:
@@ -62,10 +57,13 @@ PLANTS: dict[str, Callable[[Any], object]] = {
 }
 
 if __name__ == "__main__":
-    gpu = cases.Gpu(sys.argv[1])
-    for name, spoil in PLANTS.items():
-        try:
-            result = cases.train(gpu, "tsn", precision="fp32", change=after_loss(spoil))
-        except RuntimeError as error:
-            result = {"error": str(error)}
-        print(json.dumps({"plant": name, **result}), flush=True)
+    with cases.started(cases.Gpu(sys.argv[1]), "tsn", precision="fp32", sets=cases.WITHOUT_COLOURS) as (run, step):
+        step(0)
+        loss = run.loss
+        for name, spoil in PLANTS.items():
+            run.__dict__["loss"] = after_loss(loss, spoil)
+            try:
+                result = step(1)
+            except RuntimeError as error:  # of the last one
+                result = {"error": str(error)}
+            print(json.dumps({"plant": name, **result}), flush=True)

@@ -15,5 +15,5 @@ if __name__ == "__main__":
     for method in METHODS:
         for row in build.run("cases", method, timeout=1800):
             kernels[f"{method} {row['case']}"] = row["kernels"]
-            print(json.dumps({"method": method, **row}), flush=True)
+            print(json.dumps(row), flush=True)
     RECORDED.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "kernels": kernels}, indent=1) + "\n")

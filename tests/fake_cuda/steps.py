@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ BESIDE = {
 }
 
 
-#: The same code for every method: these methods show it in `make test`, the others in `make nightly`.
+#: The same code for every method: TSN shows it in `make test`, the others in `make nightly`.
 SHARED_CASES = (
     *("fp32 plain", "fp32", "fp16", "bf16 4 micro-batches", "bf16 group of 4 ranks", "validation fp32"),
     *("validation bf16, measured", "precise BN and distillation"),
 )
-SHOWN_BY = ("tsn", "slowfast", "vjepa2")
+SHOWN_BY = ("tsn",)
 
 
 def names_of(method: str, *, nightly: bool) -> list[str]:
@@ -37,10 +38,21 @@ def names_of(method: str, *, nightly: bool) -> list[str]:
     return added if nightly else [name for name in every if name not in added]
 
 
-def check(method: str, *, nightly: bool = False) -> list[dict[str, Any]]:
-    """Run cases of a method and assert what every case must show. Return their figures."""
+@functools.cache
+def figures_of(methods: tuple[str, ...], *, nightly: bool) -> list[dict[str, Any]]:
+    """Run cases of methods in one process; a start costs as much as a case."""
+    words = [f"{method}={name}" for method in methods for name in names_of(method, nightly=nightly)]
+    return build.run("cases", *words)
+
+
+def check(method: str, methods: tuple[str, ...], *, nightly: bool = False) -> list[dict[str, Any]]:
+    """Assert what every case of a method must show, and return its figures; `methods` share a process if these are few.
+
+    So a method that shows the shared cases too, a minute of them on a busy machine, has a process of its own.
+    """
     names = names_of(method, nightly=nightly)
-    results = build.run("cases", method, *names)
+    together = (method,) if method in SHOWN_BY or nightly else tuple(name for name in methods if name not in SHOWN_BY)
+    results = [figures for figures in figures_of(together, nightly=nightly) if figures["method"] == method]
     assert [figures["case"] for figures in results] == names
     recorded = json.loads(RECORDED.read_text())
     for figures in results:

@@ -11,4 +11,4 @@ OF_CLIPS = ("slowonly", "slowfast", "tpn")
 
 @pytest.mark.parametrize("method", OF_CLIPS)
 def test_one_wait_and_nothing_mixed(method: str) -> None:
-    assert len(steps.check(method)) >= 1
+    assert len(steps.check(method, OF_CLIPS)) >= 1

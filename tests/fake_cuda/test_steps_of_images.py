@@ -11,13 +11,13 @@ OF_IMAGES = ("tsn", "tsm", "pptsn", "pptsm")
 
 @pytest.mark.parametrize("method", OF_IMAGES)
 def test_one_wait_and_nothing_mixed(method: str) -> None:
-    assert len(steps.check(method)) >= 1
+    assert len(steps.check(method, OF_IMAGES)) >= 1
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("method", [method for method in cases.METHODS if method not in steps.SHOWN_BY])
 def test_the_shared_cases_of_the_other_methods(method: str) -> None:
-    assert len(steps.check(method, nightly=True)) == len(steps.SHARED_CASES)
+    assert len(steps.check(method, (), nightly=True)) == len(steps.SHARED_CASES)
 
 
 def test_all_methods_and_enough_cases() -> None:

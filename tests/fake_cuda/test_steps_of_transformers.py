@@ -11,4 +11,4 @@ OF_TOKENS = ("videomae", "vjepa2", "probe")
 
 @pytest.mark.parametrize("method", OF_TOKENS)
 def test_one_wait_and_nothing_mixed(method: str) -> None:
-    assert len(steps.check(method)) >= 1
+    assert len(steps.check(method, OF_TOKENS)) >= 1

@@ -46,7 +46,7 @@ def with_toy(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     schedulers.named.cache_clear()
 
 
-@pytest.fixture(params=["local", "toy"])
+@pytest.fixture(params=["local", pytest.param("toy", marks=pytest.mark.nightly)])
 def case(
     request: pytest.FixtureRequest, with_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Case]:

@@ -209,7 +209,7 @@ def test_what_a_task_holds_and_what_is_noted(exp: Path, stub: Stub) -> None:
     assert (row["job"], row["verb"], row["partition"], row["ranks"], row["nodes"]) == ("4711", "train", "debug", 8, 1)
     pickled = (exp / "jobs/slurm/4711_submitted.pkl").read_bytes()
     names = {str(argument) for opcode, argument, _ in pickletools.genops(pickled) if "UNICODE" in opcode.name}
-    assert {"launch.job", "Run", "argv", str(exp)} <= names
+    assert {"launch.job", "RankTask", "argv", str(exp)} <= names
     assert jobs.experiments([]) == [exp]
     assert jobs.experiments([exp.parent]) == [exp]
 

@@ -11,11 +11,10 @@ from launch import attempts
 from tests.launch.test_folds import experiment
 from tests.slurm.cluster import PARTITION, LocalSlurm, until
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.nightly]
 
 
 @pytest.mark.slow
-@pytest.mark.nightly
 def test_an_array_that_is_requeued_gives_each_fold_once(slurm: LocalSlurm, tmp_path: Path, motion_videos: Path) -> None:
     exp = experiment(tmp_path / "it's a; fold", motion_videos, steps=6, val_freq=6)
     output = slurm.launch("train", exp, PARTITION, "2", "--parallel", "2").stdout

@@ -18,7 +18,7 @@ from tests.launch.conformance import (  # noqa: F401
 from tests.slurm.cluster import PARTITION, ROOT, LocalSlurm
 from utils import schedulers
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.nightly]
 
 
 @pytest.fixture

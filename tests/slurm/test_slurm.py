@@ -1,4 +1,4 @@
-"""The launcher on a real SLURM: one run that is stopped and requeued, more in `make nightly`.
+"""The launcher on a real SLURM: runs that are stopped, requeued and cancelled; only in `make nightly`.
 
 The long runs are the rows of tests/benchmarks/cluster.
 """
@@ -17,10 +17,9 @@ from tests.log_lines import parse_log
 from tests.memcached import MISSING
 from tests.slurm.cluster import PARTITION, LocalSlurm, until
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.nightly]
 
 
-@pytest.mark.nightly
 def test_a_request_of_32_has_the_shape_that_was_asked_for(
     slurm: LocalSlurm, tmp_path: Path, motion_videos: Path
 ) -> None:
@@ -77,7 +76,6 @@ def test_stopped_requeued_and_cancelled(slurm: LocalSlurm, tmp_path: Path, motio
     assert json.loads((exp / "jobs/jobs.jsonl").read_text())["job"] == job
 
 
-@pytest.mark.nightly
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 def test_two_nodes_share_memcached_servers_that_start_with_the_job(slurm: LocalSlurm, tmp_path: Path) -> None:
     data = tmp_path / "data"

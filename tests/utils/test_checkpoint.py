@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests import forked
+from tests.ranks import run_ranks
 from utils import checkpoint, dist
 from utils.checkpoint import BEST, LATEST, PREVIOUS
 from utils.engine.state import check
@@ -28,7 +30,7 @@ def state(step: int, size: int = 1000) -> dict:
 
 def run_python(code: str, repo_root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
     )
 
@@ -276,7 +278,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, repo_root: Path) -> None:
     script.write_text(KILLS)
     folder = tmp_path / "exp"
     folder.mkdir()
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, str(script), str(folder), "40", str(seed)],
         env={**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -361,7 +363,28 @@ def test_find_in_a_world_of_one(tmp_path: Path) -> None:
     assert resumed.state["step"] == 3
 
 
-def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
+def find_on_a_rank(world: dist.World, folder: str) -> list[str]:
+    """What one rank finds: in the folder, in `kept`, and where rank 0 alone fails (tests/ranks.py calls it by name)."""
+    newest = checkpoint.find_on_all_ranks(Path(folder), world)
+    kept = checkpoint.find_on_all_ranks(Path(folder, "kept"), world)
+    assert newest is not None
+    assert kept is not None
+    lines = [
+        f"{newest.path.name} {newest.state['step']} {len(newest.messages)}",
+        f"{kept.path.name} {kept.state['step']}",
+    ]
+    world.barrier()
+    if world.is_main:
+        Path(folder, PREVIOUS).unlink()
+    world.barrier()
+    try:
+        checkpoint.find_on_all_ranks(Path(folder), world)
+    except UserError as error:
+        lines.append(type(error).__name__)
+    return lines
+
+
+def test_find_by_two_ranks(tmp_path: Path) -> None:
     for step in (3, 4):
         checkpoint.save(tmp_path, LATEST, state(step))
     (tmp_path / LATEST).write_bytes(b"torn")
@@ -370,44 +393,10 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
     checkpoint.save(tmp_path / "kept", BEST, state(7) | {"token": 5})
     (tmp_path / "late").write_bytes((tmp_path / PREVIOUS).read_bytes())
     (tmp_path / "late").replace(tmp_path / "kept" / LATEST)
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import sys
-            from pathlib import Path
-            from utils import checkpoint, dist
-            from utils.errors import AgreedError, UserError
-            folder, world = Path(sys.argv[1]), dist.join()
-            found = checkpoint.find_on_all_ranks(folder, world)
-            say = sys.stdout.write  # a line in one write: with PYTHONUNBUFFERED the ranks' words mix otherwise
-            say(f"{world.rank} {found.path.name} {found.state['step']} {len(found.messages)}\\n")
-            kept = checkpoint.find_on_all_ranks(folder / "kept", world)
-            say(f"{world.rank} {kept.path.name} {kept.state['step']}\\n")
-            world.barrier()
-            if world.is_main:
-                (folder / checkpoint.PREVIOUS).unlink()
-            world.barrier()
-            try:
-                checkpoint.find_on_all_ranks(folder, world)
-            except UserError as error:
-                say(f"{world.rank} {type(error) is AgreedError}\\n")
-            dist.leave()
-            """
-        )
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = sorted(line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 "))
-    expected = [f"0 {PREVIOUS} 3 2", "0 False", f"1 {PREVIOUS} 3 0", "1 True"]
-    expected += [f"{rank} ckpt.start-6.pth.tar 8" for rank in (0, 1)]
-    assert lines == sorted(expected), done.stderr
+    first, second = run_ranks(__file__, "find_on_a_rank", 2, folder=str(tmp_path))
+    kept = "ckpt.start-6.pth.tar 8"
+    assert first == [f"{PREVIOUS} 3 2", kept, "UserError"]
+    assert second == [f"{PREVIOUS} 3 0", kept, "AgreedError"]
 
 
 def test_versions(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forked
 from tests.ranks import ROOT, RankError, Ranks, run_ranks
 from utils import dist, schedulers
 from utils.dist import World
@@ -222,7 +223,7 @@ def slurm_ranks(ranks: list[int], size: int, port: int, seconds: float) -> list[
     env |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "ZOETROPE_JOIN_SECONDS": str(seconds)}
     env |= {"SLURM_NTASKS": str(size), "SLURM_STEP_ID": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
-        subprocess.Popen(
+        forked.Process(
             [sys.executable, "-c", code],
             env=env | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
             cwd=ROOT,
@@ -357,13 +358,13 @@ errors.leave_process(lambda: errors.leave_exit_code(errors.run_cli(run)))
 def test_a_meeting_point_that_falls_silent_costs_the_time_to_join_once(moment: str) -> None:
     """The store's machine is cut off while a rank connects, or waits there: torch waits twice as long, or for ever."""
     words = [sys.executable, "-c", SILENT_STORE, moment]
-    store = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    store = forked.Process(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert store.stdout is not None
     port = store.stdout.readline().strip()
     env = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     env = {**os.environ, **env, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     words = [sys.executable, "-c", LATE_RANK, "4"]
-    rank = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    rank = forked.Process(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         out, err = rank.communicate(timeout=90)
     finally:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import experiment, mlflow_server
+from tests import experiment, forked, mlflow_server
 from utils import log, loggers, redact
 from utils.loggers.__main__ import Sender
 
@@ -304,7 +304,7 @@ def test_planted_secrets_reach_no_output(
     (exp / "config.yaml").write_text(text_ + f"    loggers: [{', '.join(names)}]\n")
 
     def call(*words: str, code: int = 0) -> str:
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, "main.py", *words],
             cwd=repo_root,
             env=environment,

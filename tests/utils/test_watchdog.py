@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.experiment import make
 from tests.ranks import ROOT
 from utils import watchdog
@@ -122,7 +123,7 @@ sys.exit(main.main(sys.argv[1:]))
 def test_a_decode_that_hangs_in_the_rank_is_named(tmp_path: Path, motion_videos: Path) -> None:
     exp = make(tmp_path / "stuck", motion_videos)
     argv = [sys.executable, "-c", STUCK, "train", str(exp), "--set", "watchdog_minutes=0.05"]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = forked.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 70, done.stderr
     from datasets.lists.records import Records
     from datasets.plan.order import sample_at
