@@ -264,7 +264,7 @@ def test_frame_counts_of_the_list_are_given_back(data: Path) -> None:
         (("--template", "{:d"), "a file name with one number"),
         (("--classes", "absent.txt"), r"absent\.txt: No such file"),
         (("--classes", "a.mp4"), "is not a text file"),
-        (("--missing-share", "1"), "--missing-share: 1: give a share from 0 to below 1"),
+        (("--missing-share", "1"), "--missing-share: 1: give a number from 0 to below 1"),
     ],
 )
 def test_wrong_flags_are_refused_before_any_work(
