@@ -1,8 +1,9 @@
-"""Estimate how certain the numbers of an evaluation are: bootstrap intervals of every metric, over videos.
+"""Estimate how certain the numbers of an evaluation are: an interval for every metric.
 
-The percentile bootstrap (Efron and Tibshirani 1993, section 13.3) draws as many videos as the list has from it with
-replacement, many times, and computes the metric of each draw. It shows how the numbers vary with the videos. How they
-vary with the seed of a training takes several trainings (`compare --seeds`).
+Top-1 and top-5 are shares of videos and have Wilson's interval, which also holds for few videos and near 100 %. Every
+other metric has a percentile bootstrap interval over videos (Efron and Tibshirani 1993, section 13.3): it draws as many
+videos as the list has from it with replacement, many times, and computes the metric of each draw. Both show how the
+numbers vary with the videos. How they vary with the seed of a training takes several trainings (`compare --seeds`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from anal_tools.evaluate.scoring import LEVEL, RESAMPLES, interval
+from anal_tools.evaluate.scoring import LEVEL, RESAMPLES
 from utils.metrics import Metric, Videos
 
 FEWER = 200  # resamples of a metric that has no short form here, on a large list
@@ -31,8 +32,8 @@ def of_metrics(videos: Videos, shown_metrics: list[Metric]) -> dict[str, tuple[f
     A calibration error can only rise by chance: draws have a larger one than the list, as the list has a larger one
     than the model. Its interval is mirrored (basic bootstrap, Davison and Hinkley 1997, section 5.2), and cut at 0.
 
-    Where every video is right, or none, all draws are equal, although other videos need not be. The accuracies then
-    have Wilson's interval.
+    If every video is right, or none, all draws are equal, although other videos need not be. The class mean then has
+    Wilson's interval too.
     """
     return {metric.name: _of(videos, metric) for metric in shown_metrics}
 
@@ -43,12 +44,8 @@ def _of(videos: Videos, metric: Metric) -> tuple[float, float]:
         return float("nan"), float("nan")
 
     right = videos.right(_RANK[metric.name]) if metric.name in _RANK else None
-    if right is not None and (right.all() or not right.any()):
+    if right is not None and (metric.name in ("top1", "top5") or right.all() or not right.any()):
         return wilson(int(right.sum()), count)
-    # Top-k has a fast form, shared with `score`
-    if right is not None and metric.name in ("top1", "top5"):
-        low, high = (100 * end for end in interval(right))
-        return low, high
 
     # All others: draw rows, and compute the metric of each draw
     short = _SHORT.get(metric.name)

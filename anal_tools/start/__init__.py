@@ -142,10 +142,10 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
         before = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))
     except ValueError as error:
         raise UserError(f"{exp / NOTE}: cannot be read ({error}); choose another --out") from error
-    changed = sorted(key for key in note if before.get(key) != note[key])
+    changed = [f"{key} {before.get(key)!r}, now {note[key]!r}" for key in sorted(note) if before.get(key) != note[key]]
     if changed:
         raise UserError(
-            f"{exp}: was started with another {', '.join(changed)}; choose another --out, or remove the folder"
+            f"{exp}: was started with other options: {'; '.join(changed)}; choose another --out, or remove the folder"
         )
 
     print(f"{exp}: exists already; it resumes where it was")
@@ -448,7 +448,7 @@ def _report(exp: Path, result: str) -> int:
 
     index = build.build([f"{exp}:{result}"])
     results = Results.load(exp, result)
-    # Wilson's interval has a width even if every video is right; a bootstrap interval would have none
+    # The interval that the report shows
     low, high = intervals.wilson(int(results.videos.right().sum()), len(results.ids))
     # Always predicting the largest class scores that class's share
     largest = np.bincount(results.labels).max() / len(results.labels)

@@ -42,7 +42,9 @@ def test_every_metric_of_the_report_has_an_interval_around_it() -> None:
         assert 0 <= low <= high <= 100
         if metric.name != "calibration_error":  # chance raises it: its interval lies lower
             assert low < metric.compute(whole) < high
-    assert measured["top1"] == tuple(100 * end for end in interval(whole.right()))
+    assert measured["top1"] == intervals.wilson(int(whole.right().sum()), 60)
+    # The bootstrap of `score` and `folds` is close to it where there are many videos
+    assert measured["top1"] == pytest.approx(tuple(100 * end for end in interval(whole.right())), abs=3)
 
 
 def test_a_metric_of_a_user_has_one_too() -> None:

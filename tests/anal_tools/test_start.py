@@ -456,7 +456,7 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     again = capfd.readouterr()
     assert "it resumes where it was" in again.out
     assert "INFO run: nothing_to_do iteration=" in again.out
-    with pytest.raises(UserError, match=r"was started with another epochs; choose another --out"):
+    with pytest.raises(UserError, match=r"was started with other options: epochs 2.*, now 3.*; choose another --out"):
         start.main([*words, "--epochs", "3"])
     (exp / "start.json").unlink()
     with pytest.raises(UserError, match="holds an experiment that `start` did not write"):

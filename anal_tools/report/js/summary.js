@@ -10,7 +10,7 @@ function summarySection() {
             h(
                 "p",
                 { class: "note" },
-                "In brackets: 95 % intervals, by a bootstrap over videos; Wilson's where every video is right.",
+                "In brackets: 95 % intervals, Wilson's for top-1 and top-5, by a bootstrap over videos for the rest.",
             ),
         ),
         ...report.experiments.filter((one) => one.folds).map(foldsPanel),
