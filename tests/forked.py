@@ -91,7 +91,11 @@ class Process:
             end, end_writer = os.pipe()
             ours.callback(os.close, end_writer)
             request = {"args": self.args[1:], "cwd": str(cwd or Path.cwd()), "env": env, "session": start_new_session}
-            _server().send(request, [*given, end_writer])
+            try:
+                _server().send(request, [*given, end_writer])
+            except BrokenPipeError:  # a test has killed the server
+                stop()
+                _server().send(request, [*given, end_writer])
         self._end: int | None = end
         self.pid = int.from_bytes(os.read(end, 8), "little")
         if not self.pid:
@@ -162,6 +166,9 @@ class Process:
         self.wait(timeout)
         for reader in readers:
             reader.join(timeout)
+        for stream in (self.stdout, self.stderr):
+            if stream and not any(reader.is_alive() for reader in readers):
+                stream.close()
         return output["stdout"], output["stderr"]
 
     def send_signal(self, number: int) -> None:
@@ -305,6 +312,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> list[str]:
     """Turn a forked process into the one of a request; return its arguments."""
     if request["session"]:
         os.setsid()
+    # A shell ignores SIGINT for what it starts in the background, and pytest may be that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))

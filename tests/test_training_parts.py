@@ -250,7 +250,7 @@ def test_several_labels_train_and_validate(
     assert losses(exp)[1] == pytest.approx(0.69, abs=0.1), "log 2: the sigmoid of nearly nothing"
     text = (exp / "log.txt").read_text()
     assert "\tmAP " in text
-    assert "run: finished iteration=6 metric=mAP best=" in text
+    assert "run: finished iteration=4 metric=mAP best=" in text
     assert 0 < state_of(exp)["best_metric"] <= 100
     capsys.readouterr()
     words = [word for override in [*SHORT, *sources, layout] for word in ("--set", override)]

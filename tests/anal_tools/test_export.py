@@ -213,7 +213,7 @@ def test_other_files_are_refused(exported: tuple[Path, Path, Path], tmp_path: Pa
 
 def test_a_folder_in_the_way_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "dir.onnx").mkdir()
-    with pytest.raises(UserError, match=r"dir\.onnx is a folder; give another --out"):
+    with pytest.raises(UserError, match=r"dir\.onnx is a folder; give the name of a file as --out"):
         main_export(tmp_path / "no_experiment", tmp_path / "dir.onnx")
     with pytest.raises(UserError, match=r"must end in \.onnx"):
         main_export(tmp_path / "no_experiment", tmp_path / "x.pt2")

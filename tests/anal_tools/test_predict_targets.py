@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_is_found_first(
         assert f"{tmp_path / 'file'} is not a folder; give another --out" in output.err
         assert "source(s)" not in output.out
     (tmp_path / "infer.json").mkdir()
-    with pytest.raises(UserError, match=r"infer\.json is there"):
+    with pytest.raises(UserError, match=r"infer\.json exists"):
         out_folder.check_targets(tmp_path, [], [], [])
 
 

@@ -89,7 +89,7 @@ def test_it_is_talked_to_waited_for_and_signalled(waiting: forked.Process) -> No
     assert waiting.poll() is None
     os.killpg(waiting.pid, signal.SIGKILL)
     assert waiting.wait(10) == -signal.SIGKILL
-    waiting.send_signal(signal.SIGTERM)  # to nobody
+    waiting.send_signal(signal.SIGTERM)  # it has ended: nothing happens
     assert not Path(f"/proc/{waiting.pid}").exists()
 
 

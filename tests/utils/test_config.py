@@ -145,7 +145,7 @@ def test_an_override_takes_the_place_of_its_partner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.backbone=" + "x" * 900, "called " + "x" * 57 + "...; there are"),
+        ("model.backbone=" + "x" * 900, "called " + "x" * 57 + "...; choose one of"),
         ("batchsize=3", "--set: common.batchsize: unknown key (did you mean batch_size?)"),
         ("batch_size", "--set batch_size: write it as key=value"),
         ("batch_size=[1", "--set batch_size=[1: not valid YAML"),
