@@ -263,7 +263,7 @@ def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Na
     count = args.folds or split.FOLDS
     if count < 2:
         raise UserError(f"--folds {count}: give 2 or more")
-    division = split.divide(samples, copies, group=args.group, count=count)
+    division = split.divide(samples, copies, group=args.group, count=count, at_most=not args.folds)
     given = any(one.split for one in samples.videos)
     if args.folds and given:
         raise UserError("--folds: this data set has its own split; to use folds, put all videos into class folders")
@@ -271,7 +271,11 @@ def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Na
     numbers = {name: number for number, name in enumerate(samples.classes)}
     labels = [numbers[one.label] for one in samples.videos]
     # A given split holds out fold 0; with folds, `held_out_fold` is not used
-    held_out_fold = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
+    held_out_fold = (
+        0
+        if given or args.folds
+        else split.held_out(division.places, labels, args.seed % (int(division.places.max()) + 1))
+    )
     return Sides(labels, division.places, held_out_fold, count if args.folds else None, given, division.why)
 
 

@@ -31,7 +31,9 @@ class Split:
     why: str
 
 
-def divide(samples: Samples, copies: Sequence[Sequence[int]], *, group: str | None, count: int) -> Split:
+def divide(
+    samples: Samples, copies: Sequence[Sequence[int]], *, group: str | None, count: int, at_most: bool = False
+) -> Split:
     """Divide the videos into folds. Copies of one video are one group, and so are the clips of one video.
 
     Args:
@@ -39,6 +41,7 @@ def divide(samples: Samples, copies: Sequence[Sequence[int]], *, group: str | No
         copies: rows of the videos that are the same.
         group: pattern of the user; "" for no groups, None to look for a part of the names that is a group.
         count: number of folds.
+        at_most: take fewer folds where there are fewer groups.
 
     Raises:
         UserError: a class could not be both trained and validated, or copies contradict each other.
@@ -70,13 +73,19 @@ def divide(samples: Samples, copies: Sequence[Sequence[int]], *, group: str | No
         parent = _joined([f"{one.path} {one.first}" for one in videos], kin)
         return _checked(samples, Split(_blocks(videos, labels, parent, count), why), "")
 
+    parent = _joined(groups, kin)
+    if at_most:
+        count = max(2, min(count, len(set(parent))))
     try:
-        split = Split(assign(_joined(groups, kin), labels, count), why)
+        split = Split(assign(parent, labels, count), why)
         return _checked(samples, split, f" in different groups ({why})")
     except UserError:
         if group is not None:
             raise
-        return divide(samples, copies, group="", count=count)  # the guessed groups leave a class on one side
+        # The guessed groups leave a class on one side
+        split = divide(samples, copies, group="", count=count)
+        why = "groups by names would leave a class on one side, so only neighbours by name stay together"
+        return Split(split.places, f"{why}; a person or a recording may be on both sides")
 
 
 def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | None, str]:

@@ -153,7 +153,7 @@ def assign(groups: Sequence[Hashable], labels: Sequence[int], count: int) -> np.
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
     if len(members) < count:
-        raise UserError(f"{len(members)} groups cannot make {count} folds; a fold needs at least one group")
+        raise UserError(f"{len(members)} groups cannot make {count} folds; make at most {len(members)}")
 
     own_labels = np.array(labels)
     totals = np.bincount(own_labels)

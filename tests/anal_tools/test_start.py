@@ -169,6 +169,20 @@ def test_a_person_in_the_names_is_found_and_stays_on_one_side(names: list[str], 
     assert all(len(set(places[np.array(guess) == group])) == 1 for group in groups)
 
 
+@pytest.mark.parametrize("pattern", [None, r"(?<=/)[a-z]+"])
+def test_fewer_persons_than_folds_stay_on_one_side_too(pattern: str | None) -> None:
+    people = ("daria", "eli", "ido", "moshe")
+    paths = [f"{action}/{person}_{action}.avi" for action in ("run", "walk", "side") for person in people]
+    seen = collection(*(path for path in paths if path not in ("run/daria_run.avi", "side/daria_side.avi")))
+    division = split.divide(seen, [], group=pattern, count=5, at_most=True)
+    for person in people:
+        rows = [number for number, one in enumerate(seen.videos) if f"/{person}_" in one.path]
+        assert len(set(division.places[rows])) == 1, person
+    assert division.places.max() == 3
+    with pytest.raises(UserError, match="4 groups cannot make 5 folds; make at most 4"):
+        split.divide(seen, [], group=r"(?<=/)[a-z]+", count=5)
+
+
 def test_a_number_that_counts_videos_is_no_person() -> None:
     seen = collection(
         *(f"{name}/{name}_{number:03d}.mp4" for name, count in (("run", 9), ("walk", 12)) for number in range(1, count))

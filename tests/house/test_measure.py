@@ -20,7 +20,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "c901_above_12": (0, 0),
     "any": (188, 250),
     # 25,611 before video transformers, folds, `start`, `import`, `doctor`, loggers and the table of old names
-    "code_lines": (35_100, 23_000),
+    "code_lines": (35_200, 23_000),
 }
 TRACED_BOUNDS = {"clip_functions": (60, 40), "validation_crossings": (0, 0)}
 UPWARD = {"launch/job.py -> main"}  # by file and module
