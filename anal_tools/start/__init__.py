@@ -94,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "folder",
         type=Path,
-        help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end] beside or above "
-        "the videos",
+        help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end] beside or "
+        "above the videos",
     )
 
     add("--out", type=Path, metavar="EXP", help="experiment folder (default: exps/NAME_exps/start)")
