@@ -35,7 +35,7 @@ def draw(path: Path, matrix: np.ndarray, names: list[str], *, title: str) -> Non
     axes = figure.add_subplot()
 
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # The square root keeps errors of a few per cent visible beside a diagonal near one.
+    # The square root keeps errors of a few per cent visible next to a diagonal near one.
     image = axes.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="equal")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
 

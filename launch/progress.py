@@ -17,13 +17,13 @@ _AT = re.compile(
     r"\] (?:INFO run: (?:stopped|finished) iteration=(\d+)"
     r"|stopped by .* at iteration (\d+)|finished: (\d+) iterations)"  # versions before 0.3
 )
-# The curve of the number that decides on the best checkpoint, and its name; the first one that a run has counts.
+# The curve of the metric that decides on the best checkpoint, and its name; the first one that the run has is used.
 _CRITERIA = {"map_val": "mAP", "top1_val": "top-1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """The progress of a run; a value is None if its files do not tell it.
+    """The progress of a run; a value is None if its files do not contain it.
 
     Attributes:
         step: last iteration in log.txt, or else in the curves.

@@ -84,7 +84,7 @@ class TSN(nn.Module):
 
         With partial_bn all BN layers but the first stay as they are in both, with norm_eval the statistics of all do.
         """
-        # also at each `model.train()` of a loop, which would undo it
+        # needed after each `model.train()` of a loop, which would undo it
         super().train(mode)
         norms = [module for module in self.backbone.modules() if isinstance(module, _BatchNorm)]
 

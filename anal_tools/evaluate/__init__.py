@@ -162,7 +162,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
             print(text, flush=True)
         if metrics is None:
             if stop.trouble:
-                errors.report_error(UserError(f"stopped by {stop.trouble}; the same command continues"))
+                errors.report_error(UserError(f"stopped by {stop.trouble}; run the same command to resume"))
             return STOPPED
 
         if eval_loader.read_nothing(metrics):

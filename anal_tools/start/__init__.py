@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"wrote {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
             return 0
         if not args.yes and sys.stdin.isatty() and not _wants_training(exp):
-            print(f"wrote {exp}; the same command trains it")
+            print(f"wrote {exp}; run the same command again to train it")
             return 0
 
     # Train, evaluate, report
@@ -94,17 +94,17 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "folder",
         type=Path,
-        help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end] beside or "
+        help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end] next to or "
         "above the videos",
     )
 
     add("--out", type=Path, metavar="EXP", help="experiment folder (default: exps/NAME_exps/start)")
-    add("--recipe", metavar="NAME", help=f"one of {', '.join(recipe.RECIPES)} (default: by data and machine)")
+    add("--recipe", metavar="NAME", help=f"one of {', '.join(recipe.RECIPES)} (default: chosen to fit)")
     add("--weights", metavar="FILE", help="weights to start from")
     add(
         "--group",
         metavar="REGEX",
-        help="videos whose paths match with the same text stay on one side of the split; '' for no groups",
+        help="videos in whose paths PATTERN matches the same text stay on one side of the split; '': no groups",
     )
     add("--folds", type=int, metavar="N", help="hold out each video once, in N folds (default: hold out a fifth)")
     add("--leave-out", action="append", default=[], metavar="CLASS", help="leave out this class")
@@ -149,7 +149,7 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
             f"{exp}: was started with other options: {'; '.join(changed)}; choose another --out, or remove the folder"
         )
 
-    print(f"{exp}: exists already; it resumes where it was")
+    print(f"{exp}: already exists; resuming it")
     return True
 
 
@@ -163,7 +163,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     samples = videos.look(args.folder, args.leave_out)
     _check_names(samples, trust=args.trust)
     entries, copies = _scan(exp, samples)
-    notes = [f"{len(samples.videos)} videos of {len(samples.classes)} classes, by {samples.source}", *samples.notes]
+    notes = [f"{len(samples.videos)} videos of {len(samples.classes)} classes, from {samples.source}", *samples.notes]
     print("\n".join(map(shown, notes)))
 
     # Split them
@@ -434,7 +434,7 @@ def _launch(verb: str, exp: Path, *more: str) -> int:
             signal.signal(number, handler)
 
     if code == STOPPED:
-        print("stopped; the same command resumes")
+        print("stopped; run the same command again to resume")
     return code if code >= 0 else 128 - code  # 128 + signal, as shells report it
 
 
@@ -444,7 +444,7 @@ def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _ranks() -> int:
-    """Return one rank where there is a GPU, else 0; `train.sh local N` starts more."""
+    """Return one rank if there is a GPU, else 0; `train.sh local N` starts more."""
     return min(1, processes.gpu_count(os.environ))
 
 

@@ -108,9 +108,9 @@ def test_accuracy_against_cost(started_browser: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     index = build.build([str(exp)])
     with visit(started_browser, index.as_uri()) as visited:
-        assert texts(visited, "figcaption") == ["Top-1 of the kept views and of parts of them"]
+        assert texts(visited, "figcaption") == ["Top-1 with all kept views and with fewer"]
         assert visited.page.locator("svg.chart circle").count() == 10
-        assert visited.page.locator("svg.chart .axis").all_text_contents() == ["GMACs of a video", "top-1, per cent"]
+        assert visited.page.locator("svg.chart .axis").all_text_contents() == ["GMACs per video", "top-1, per cent"]
         assert texts(visited, "#page table:not(.overview) tbody tr")[-1].split("\t")[1:3] == ["10 x 3", "60.00"]
         assert visited.page.locator("nav a").count() == 6  # nothing to compare
         assert visited.errors == []

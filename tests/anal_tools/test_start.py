@@ -118,9 +118,9 @@ def test_numbers_in_a_table_get_their_names_and_times_are_read(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("paths", "table", "message"),
     [
-        (["a/1.mp4", "a/2.mp4"], None, r"all 2 videos are of one class, 'a'; a model needs at least two"),
-        (["1.mp4", "a/2.mp4"], None, r"1.mp4: lies in no class folder; make FOLDER/CLASS/video, or put a csv"),
-        (["note.doc"], None, r"there is no video and no folder of frames below it"),
+        (["a/1.mp4", "a/2.mp4"], None, r"all 2 videos belong to one class, 'a'; a model needs at least two"),
+        (["1.mp4", "a/2.mp4"], None, r"1.mp4: is not in a class folder; make FOLDER/CLASS/video, or put a csv"),
+        (["note.doc"], None, r"contains neither videos nor folders of frames"),
         (["1.mp4"], "x.mp4,a\ny.mp4,b\n", r"none of its 2 videos is below .*, for example 'x.mp4'"),
         (["1.mp4"], "", r"is empty; write a line `path,label` for each video"),
         (["1.mp4"], "1.mp4,\n", r"t.csv:1: expected `path,label`"),
@@ -138,7 +138,7 @@ def test_what_is_no_data_set(tmp_path: Path, paths: list[str], table: str | None
 def test_names_that_contradict_their_folders() -> None:
     right = [f"{name}/v_{name.title()}_{number}.avi" for name in ("archery", "bowling") for number in range(9)]
     assert videos.contradictions(collection(*right, "archery/v_Bowling_9.avi")) == [
-        "archery/v_Bowling_9.avi (bowling in the name, archery by the class folders)"
+        "archery/v_Bowling_9.avi (bowling in the name, archery according to the class folders)"
     ]
     assert not videos.contradictions(collection(*right, "archery/v_9.avi"))
     assert not videos.contradictions(collection("archery/1.avi", "archery/bowling_2.avi", "bowling/3.avi")), (
@@ -428,7 +428,7 @@ def test_a_user_at_a_terminal_hears_the_duration_and_may_decline(tmp_path: Path,
     assert process.returncode == 0, output
     assert re.search(r"training takes about \d+ \w+ here: \d+ steps of ", output)
     assert "too few for a reliable accuracy; --folds 5 holds out each video once, in 5 runs" in output
-    assert output.endswith("the same command trains it\n")
+    assert output.endswith("run the same command again to train it\n")
     assert not (tmp_path / "exp/log.txt").exists()
 
 

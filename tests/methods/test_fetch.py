@@ -102,11 +102,11 @@ def test_download_with_progress(server: Server, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "new" / "folder" / NAME).read_bytes() == CONTENT
     out, err = capsys.readouterr()
     assert hashlib.sha256(CONTENT).hexdigest() in out
-    assert "as the name says" in out
+    assert "as in its name" in out
     assert "2.9 of 2.9 MiB (100 %)" in err
     assert [file.name for file in (tmp_path / "new" / "folder").iterdir()] == [NAME]
     assert run(server, tmp_path / "new" / "folder") == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert server.asked == [""]
 
 

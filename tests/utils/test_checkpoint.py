@@ -118,7 +118,7 @@ def test_a_file_that_no_run_can_go_on_from_is_passed_over(tmp_path: Path, what: 
     resumed = checkpoint.find(tmp_path, check)
     assert resumed is not None
     assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10)
-    assert "no checkpoint that a training run can resume from" in resumed.messages[0]
+    assert "not a checkpoint that a training run can resume from" in resumed.messages[0]
     (tmp_path / PREVIOUS).unlink()
     with pytest.raises(UserError, match=r"no checkpoint can be read \(ckpt\.pth\.tar is passed over: .*--fresh"):
         checkpoint.find(tmp_path, check)
