@@ -64,7 +64,7 @@ def describe(source: Path, family: str) -> str:
 
     # Shapes of tensors show neither frames nor sampling
     unknown = [key for key in top if key not in options]
-    lines += [f"no tensor tells: {', '.join([*unknown, 'the number of frames and their sampling'])}"]
+    lines += [f"not shown by any tensor: {', '.join([*unknown, 'the number of frames and their sampling'])}"]
     return "\n".join(lines)
 
 

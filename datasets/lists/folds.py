@@ -104,7 +104,7 @@ def beside(source: Path) -> list[Fold]:
     if len(pairs) < 2:
         raise UserError(
             f"data.folds: {source.parent} holds {len(pairs)} pairs of foldNN_train.txt and foldNN_val.txt; lists needs "
-            "at least two, beside train_source"
+            "at least two, next to train_source"
         )
 
     return [
