@@ -57,13 +57,13 @@ def draw(path: Path, matrix: np.ndarray, names: list[str], *, title: str) -> Non
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
 
     with warnings.catch_warnings():
-        # The font of matplotlib lacks many scripts; a box in a picture is no reason for a warning
+        # The font of matplotlib lacks many scripts; a box in a picture does not deserve a warning
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, format="png")
 
 
 def _mark_worst(axes, matrix: np.ndarray, names: list[str]) -> None:  # noqa: ANN001
-    """Mark the most frequent errors by numbers where there are too many classes for names, and list them below."""
+    """Mark the most frequent errors by numbers if there are too many classes for names, and list them below."""
     errors = matrix - np.diag(matrix.diagonal())
     # Eight lines fit below the picture, in two columns
     for place, flat in enumerate(np.argsort(-errors, axis=None, kind="stable")[:8]):

@@ -166,7 +166,7 @@ class RunDir:
         if not ours:
             raise UserError(
                 f"{self.exp}: another process has taken this folder while this one was silent or its lock was gone; "
-                f"this one writes nothing more. Let that one go on, or stop it and start again ({self._lock_file})"
+                f"this one writes nothing more. Let that one continue, or stop it and start again ({self._lock_file})"
             )
 
     def _is_ours(self) -> bool:

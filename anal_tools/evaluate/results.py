@@ -318,7 +318,7 @@ class _Files:
         """Return the values of a file with one JSON value per line, all of one kind."""
         rows = [_parsed(line, name) for line in self.content(name).splitlines()]
         if not all(isinstance(row, kind) for row in rows):
-            raise DamagedResult(f"{name} has a line that is no {kind.__name__}")
+            raise DamagedResult(f"{name} has a line that is not a {kind.__name__}")
         return cast("list[_T]", rows)
 
     def _path(self, name: str) -> Path:
@@ -330,7 +330,7 @@ class _Files:
 
     def _compare(self, name: str, digest: str) -> None:
         if self.hashes is not None and self.hashes.get(name) != digest:
-            raise DamagedResult(f"{name} has a different checksum than the summary says")
+            raise DamagedResult(f"{name} does not have the checksum in the summary")
 
 
 def _parsed(data: bytes, name: str) -> object:
@@ -365,7 +365,7 @@ def read_summary(path: Path) -> Summary:
         raise DamagedResult(f"{path.name} holds no summary")
     # results of earlier versions have neither key; a summary that lost one of them is damaged
     if ("files" in summary or "checksum" in summary) and summary.get("checksum") != _own_checksum(summary, path.name):
-        raise DamagedResult(f"{path.name} has a different checksum than it says")
+        raise DamagedResult(f"{path.name} does not have the checksum that it contains")
 
     # Every reader may rely on these kinds from here on.
     required = {"class_names": list, "metrics": dict, "protocol": dict}

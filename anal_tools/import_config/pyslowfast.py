@@ -85,7 +85,7 @@ def _model(config: ForeignDict, draft: Draft) -> None:
     for key in ("SHORT_CYCLE", "LONG_CYCLE"):
         if multigrid.flag(key, False):
             multigrid.fail(
-                key, "batches whose clips change their size are not here; import the config without multigrid"
+                key, "batches whose clips change their size are not supported here; import the config without multigrid"
             )
 
     is_fast = arch == "slowfast"
@@ -141,7 +141,7 @@ def _resnet(resnet: ForeignDict, draft: Draft, is_fast: bool) -> None:
 
 
 def _stages(source: ForeignDict, key: str) -> list[list[object]]:
-    """Return a list of four lists with one number for each pathway; an empty list where the key is absent."""
+    """Return a list of four lists with one number for each pathway; an empty list if the key is absent."""
     value = source.raw(key)
     if value is None:
         return []
@@ -216,7 +216,7 @@ def _non_local(part: ForeignDict, draft: Draft, is_fast: bool) -> None:
     for key, only in (("GROUP", 1), ("POOL", (1, 2, 2))):
         for stage in _stages(part, key)[1:3]:
             if stage and stage[0] != only:
-                part.fail(key, f"{shown(part.values[key])} makes another block; the one here has {only}")
+                part.fail(key, f"{shown(part.values[key])} makes a different block; the one here has {only}")
     draft.built_in(part, "GROUP", "POOL")
 
     form = part.text("INSTANTIATION", "dot_product")
@@ -232,9 +232,9 @@ def _weights(train: ForeignDict, draft: Draft) -> None:
     # PySlowFast starts from random weights unless it is given a checkpoint
     draft.values["model.pretrained"] = False
     if train.text("CHECKPOINT_FILE_PATH"):
-        note = "give a path that is here in model.pretrained; PySlowFast's .pyth and .pkl are read"
+        note = "set model.pretrained to a file on this machine; PySlowFast's .pyth and .pkl are read"
         draft.left_out(train, "CHECKPOINT_FILE_PATH", note=note)
-    draft.left_out(train, "CHECKPOINT_TYPE", "CHECKPOINT_INFLATE", note="told by the names in the file")
+    draft.left_out(train, "CHECKPOINT_TYPE", "CHECKPOINT_INFLATE", note="recognised by the names in the file")
 
 
 def _data(config: ForeignDict, draft: Draft) -> None:
@@ -308,7 +308,7 @@ def _lists(data: ForeignDict, train: ForeignDict, draft: Draft) -> None:
     kind = train.text("DATASET", "kinetics")
     if kind.lower() in ("ssv2", "charades"):
         draft.other("data.reader", "frames", train, "DATASET", note="give lists of `folder frames label`")
-        draft.left_out(train, "DATASET", note=f"the sampling of their {kind} loader is another than that of its videos")
+        draft.left_out(train, "DATASET", note=f"the sampling of their {kind} loader differs from that for videos")
     else:
         draft.exact("data.reader", "video", train, "DATASET")
 
@@ -515,7 +515,7 @@ def _rest(config: ForeignDict, draft: Draft) -> None:
     draft.left_out(train, "CHECKPOINT_PERIOD", note="checkpoints are written every save_minutes and at each validation")
     draft.left_out(train, "AUTO_RESUME", note="a run that is started again continues by itself")
     draft.built_in(config.part("DATA"), "INPUT_CHANNEL_NUM", note="frames are RGB")
-    draft.left_out(config.part("DATA"), "DECODING_BACKEND", note="data.reader says it")
+    draft.left_out(config.part("DATA"), "DECODING_BACKEND", note="data.reader decides")
 
     config.part("DATA_LOADER").skip("PIN_MEMORY")
     config.part("TEST").skip("ENABLE", "DATASET", "BATCH_SIZE", "SPLIT", "SAVE_RESULTS_PATH")

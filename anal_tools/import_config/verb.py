@@ -1,7 +1,7 @@
 """Implement `python main.py import FILE [--out EXP]`: convert a config of MMAction2 (.py) or PySlowFast (.yaml).
 
-A table lists the keys that were taken over exactly, those with a different meaning here, and those that were not taken
-over, with the reason. --out writes it into the folder as `import.txt`. Nothing in the file is executed.
+A table lists the keys that were kept exactly, those with a different meaning here, and those that were not kept, with
+the reason. --out writes it into the folder as `import.txt`. Nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _without(message: str, folder: str) -> str:
 
 def config_text(file: Path, draft: Draft) -> str:
     """Return the text of `config.yaml`."""
-    head = [f"Imported from {printable(file.name)} by `python main.py import`; {TABLE} says what means something else."]
+    head = [f"Imported from {printable(file.name)} by `python main.py import`; {TABLE} lists changed meanings."]
     head += [f"Their test: eval.sh PARTITION N {draft.test}"] if draft.test else []
     return draft.yaml(head)
 

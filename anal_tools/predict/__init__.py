@@ -140,9 +140,9 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
     if args.engine == "onnx" and args.model is None:
         raise UserError("predict: --engine onnx needs --model FILE.onnx (of `python main.py export EXP --to onnx`)")
     if args.engine == "torch" and args.model is not None:
-        raise UserError("predict: --model goes with --engine onnx; a checkpoint is named by --checkpoint FILE")
+        raise UserError("predict: --model goes with --engine onnx; name a checkpoint with --checkpoint FILE")
 
-    # an exported file takes the reading of media from the experiment beside it
+    # an exported file takes the reading of media from the experiment named with it
     trained = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
     return trained if args.model is None else predictor.from_onnx(args.model, world, like=trained)
 

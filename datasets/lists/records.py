@@ -37,7 +37,7 @@ class Records:
 
     Attributes:
         labels: (N,) int32 class numbers; the first label of a video that has several.
-        frames: (N,) int32 number of frames, -1 where the list has none.
+        frames: (N,) int32 number of frames, -1 if the list has none.
         starts: (N,) int32 first frame (the `offset` column), 0 if the list has none.
         list_hash: sha256 of the list file, hexadecimal.
         list_file: path of the list file.
@@ -82,7 +82,7 @@ class Records:
         Args:
             list_file: path of the list file.
             root: folder that the paths in the list start from; they may not lead out of it.
-            num_class: labels must be in 0..num_class-1; None accepts any label from 0 on.
+            num_class: labels must be in 0..num_class-1; None accepts any label of at least 0.
             layout: `data.list_layout`: "auto", or a layout with several labels per video.
 
         Raises:
@@ -152,7 +152,7 @@ class Records:
 
     @property
     def targets(self) -> NDArray[np.bool_] | None:
-        """The classes of each video, (N, K), computed at each call; None where each video has one label."""
+        """The classes of each video, (N, K), computed at each call; None if each video has one label."""
         if self._all_labels is None or self._label_ends is None:
             return None
         table = np.zeros((len(self), self._num_class), bool)
@@ -210,7 +210,7 @@ def records_of(cfg: Config, split: str) -> Records:
     """Load the "train" or "val" list of a configuration.
 
     Raises:
-        UserError: the list has an error, or several labels per video where the loss takes one.
+        UserError: the list has an error, or several labels per video although the loss takes one.
     """
     source, root = (cfg.train_source, cfg.train_root) if split == "train" else (cfg.val_source, cfg.val_root)
     records = Records.load(source, root, num_class=cfg.model.num_class, layout=cfg.data.list_layout)

@@ -66,7 +66,7 @@ def _list(part: Row) -> str:
         (len(part["wrong_counts"]), "wrong frame counts"),
         (part["repeated"], "repeated lines"),
         (part["variable_rate"], "variable frame rate"),
-        (part["rotated"], "turned by the header"),
+        (part["rotated"], "rotated by the header"),
     ]
     items = "".join(f"<li><b>{number:,}</b>{what}</li>" for number, what in numbers)
 

@@ -362,7 +362,7 @@ def test_26_readers_slower_than_the_device(make_exp: Callable[..., Path]) -> Non
     exp = make_exp()
     (exp / "log.txt").write_text("[x] Iter: [20/60] Time 0.001 (0.001) Data 0.000 (0.0001) Loss 2 (2)\n")
     lines = findings_of("readers", Subject(exp), "config", "files")
-    the_fault(lines, "warning", "the device takes 4444.4 (its log says)", advice="main.py dump")
+    the_fault(lines, "warning", "the device uses 4444.4 (from its log)", advice="main.py dump")
 
 
 def test_27_a_checkpoint_that_cannot_be_read(make_exp: Callable[..., Path]) -> None:

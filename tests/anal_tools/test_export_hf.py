@@ -185,7 +185,7 @@ def test_an_epsilon_that_transformers_does_not_have(
     (exp / "config.yaml").write_text(text)
     assert main.train(exp) == 0
     assert run("export", exp, "--to", "hf", tmp_path / "out") == 2
-    assert "nothing was written. transformers' norm behind the mean has head_eps: 1e-5" in capsys.readouterr().err
+    assert "nothing was written. transformers' norm after the mean has head_eps: 1e-5" in capsys.readouterr().err
     assert [place.name for place in tmp_path.iterdir()] == ["exp"]
 
 

@@ -178,9 +178,8 @@ def test_new_folder_anywhere_works_from_anywhere(exp: Path, tmp_path: Path) -> N
 
 def test_new_says_when_lists_stay_behind(exp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new.make(tmp_path / "new", exp)
-    assert (
-        f"note: train_source was beside the old config; write its full path, {exp}/train.txt" in capsys.readouterr().out
-    )
+    text = f"note: train_source was next to the old config; write its full path, {exp}/train.txt"
+    assert text in capsys.readouterr().out
 
 
 def test_new_refuses(exp: Path, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
         methods.from_pretrained(folder)
     folder = hf_folders.write(tmp_path / "brings", "videomae")
     (folder / "modeling.py").write_text("raise SystemExit")
-    with pytest.raises(UserError, match=r"it brings code \(modeling.py\)"):
+    with pytest.raises(UserError, match=r"it contains code \(modeling.py\)"):
         methods.from_pretrained(folder)
     folder = hf_folders.write(tmp_path / "pickled", "videomae")
     canary = tmp_path / "CANARY"
@@ -298,8 +298,8 @@ def test_damaged_folders(tmp_path: Path) -> None:
     index = folder / hf.INDEX
     good = json.loads(index.read_text())
     for content, message in (
-        ('{"weight_map": {"a": "../evil.safetensors"}}', "is not the name of a safetensors file beside it"),
-        ('{"weight_map": {"a": "model-00001-of-00002.bin"}}', "is not the name of a safetensors file beside it"),
+        ('{"weight_map": {"a": "../evil.safetensors"}}', "is not the name of a safetensors file next to it"),
+        ('{"weight_map": {"a": "model-00001-of-00002.bin"}}', "is not the name of a safetensors file next to it"),
         ('{"weight_map": 3}', "it has no weight_map"),
         ("[" * 100_000, "not valid JSON"),
         ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "its tensors are not those that"),

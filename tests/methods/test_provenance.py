@@ -98,7 +98,7 @@ def test_label_order() -> None:
     ):
         check(theirs, ["opening something", "zumba", "air drumming", "b c"], "f")
     renamed = check(theirs, ["opening something", "air drumming", "yoga", "b c"], "f")
-    assert "1 of its 4 classes have other names than the list's ('zumba' is 'yoga' here)" in renamed
+    assert "1 of its 4 classes have names that differ from the list's ('zumba' is 'yoga' here)" in renamed
     assert check(theirs, ["0", "1", "2", "3"], "f") == ""  # a list without names
     assert check(theirs, ["one", "two"], "f") == ""  # another classifier
     assert check(["a", "a", "b"], ["a", "a", "b"], "f") == ""

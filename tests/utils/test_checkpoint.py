@@ -83,7 +83,7 @@ def test_damaged_latest_falls_back_and_says_so(tmp_path: Path) -> None:
         resumed = checkpoint.find(tmp_path)
         assert resumed is not None, what
         assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10), what
-        assert any(LATEST in message and "passed over" in message for message in resumed.messages), what
+        assert any(LATEST in message and "is skipped" in message for message in resumed.messages), what
 
 
 def test_newer_best_wins_over_previous(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_file_that_no_run_can_go_on_from_is_passed_over(tmp_path: Path, what: 
     assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10)
     assert "not a checkpoint that a training run can resume from" in resumed.messages[0]
     (tmp_path / PREVIOUS).unlink()
-    with pytest.raises(UserError, match=r"no checkpoint can be read \(ckpt\.pth\.tar is passed over: .*--fresh"):
+    with pytest.raises(UserError, match=r"no checkpoint can be read \(ckpt\.pth\.tar is skipped: .*--fresh"):
         checkpoint.find(tmp_path, check)
 
 

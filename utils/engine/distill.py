@@ -212,7 +212,7 @@ def _of_file(file: Path, student: Config) -> TeacherSource:
         return TeacherSource(config.from_dict(state["config"]), file, state)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"common.distill.teacher: the config in {file} is of a different version; name its experiment folder"
+            f"common.distill.teacher: the config in {file} is from a different version; name its experiment folder"
         ) from error
 
 

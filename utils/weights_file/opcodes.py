@@ -86,7 +86,7 @@ Storages = Callable[[str, int, int], None]
 def check(
     file: BinaryIO, end: int, *, names: str, size: int, protocol: int | None = None, storages: Storages | None = None
 ) -> object:
-    """Check one pickle, from the file's position to its STOP. The position is behind it afterwards.
+    """Check one pickle, from the file's position to its STOP. The position is then right after it.
 
     Args:
         file: open for reading.
