@@ -189,7 +189,7 @@ class RunDir:
             raises.
 
         Raises:
-            UserError: as `look`, also if that is why the block failed.
+            UserError: as `look`, even if that is why the block failed.
         """
         assert self._held is not None, "between lock and close"
         self.look(before_writing=True)

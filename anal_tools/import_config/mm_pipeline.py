@@ -46,7 +46,7 @@ def take_training(steps: Sequence[ForeignDict], draft: Draft, era: int, file: Pa
 
 
 def _sampling(step: ForeignDict, draft: Draft, era: int) -> None:
-    # TPN is 3D where its base is
+    # TPN is 3D if its base is
     is_3d = (
         draft.values["model.type"] in ("slowonly", "slowfast", "videomae")
         or draft.values.get("model.kwargs.base") == "slowonly"

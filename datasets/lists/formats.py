@@ -431,7 +431,7 @@ def _read_labels(list_file: str, root: str, layout: str) -> Columns:
 
 
 def _add_labelled(columns: Columns, paths: list[bytes], numbers: list[list[int]], first: int) -> None:
-    # The first label represents a video where one class is needed, for example in a sampler.
+    # The first label represents a video if one class is needed, for example in a sampler.
     labels = [row[first - 1 :] for row in numbers]
     frames = [[row[0] for row in numbers]] if first == 2 else []
     columns.add(paths, [*frames, [row_labels[0] for row_labels in labels]])

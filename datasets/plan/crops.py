@@ -100,7 +100,7 @@ def pyslowfast_uniform(w: int, h: int, crop: int) -> list[Box]:
 
 
 def tsm_fullres(w: int, h: int, crop: int) -> list[Box]:
-    """Return the crops of GroupFullResSample of the TSM repository: left, right, centre, also on portrait frames."""
+    """Return the crops of GroupFullResSample of the TSM repository: left, right, centre, even on portrait frames."""
     _check(w, h, crop)
     # Four times the rounded quarter: the right crop may end up to 3 pixels before the edge, as published.
     x, y = (w - crop) // 4, (h - crop) // 4
