@@ -68,8 +68,9 @@ demo: $(USED)
 	@$(PY) -m anal_tools.demo_summary $(DEMO)
 
 # Files keep together, for their fixtures, and start in the order of tests/tiers.py: long ones first.
+# A third worker on two cores: tests that wait for ranks or processes leave a core idle.
 # Without bytecode, each of a thousand processes would compile this repository.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(TESTED)
 	@$(PY) -m ruff check .

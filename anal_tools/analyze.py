@@ -15,7 +15,7 @@ from anal_tools.evaluate.results import Results
 from anal_tools.get_reference_results import write_reference_results
 from anal_tools.text import one_line, shown, write_lines
 from utils import metrics, ranking
-from utils.errors import UserError
+from utils.errors import UserError, counted
 from utils.options import Parser
 
 TOP = 100  # error pairs and videos that are listed
@@ -279,7 +279,9 @@ def summary(analysis: Analysis, doubtful: int) -> list[str]:
         lines += [f"  {names[k]:<{width}}  {matrix[k, k]} of {videos[k]} right" for k in worst]
     if pairs := confused_pairs(analysis)[:5]:
         lines.append("most confused:")
-        lines += [f"  {names[a]} and {names[b]}: {matrix[a, b]} + {matrix[b, a]} videos" for a, b, _ in pairs]
+        for a, b, _ in pairs:
+            wrong = f"{counted(int(matrix[a, b]), 'video')} of the first, {matrix[b, a]} of the second"
+            lines.append(f"  {names[a]} and {names[b]}: {wrong}")
 
     if doubtful:
         lines.append(f"{doubtful} videos look mislabelled to this model ({label_errors.CSV})")

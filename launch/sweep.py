@@ -20,13 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from launch import attempts, grid, jobs, options, scheduler, snapshot, verbs
+from launch import attempts, grid, jobs, options, progress, scheduler, snapshot, verbs
 from launch.grid import Sweep, Trial
 from utils import cluster, config, files, processes
 from utils.errors import UserError
 from utils.options import Parser
 from utils.signals import end_with_parent
 
+LOOK = 30.0  # seconds between two progress lines of a trial that runs on this machine
 STOPPED = 75  # exit code of a trial or sweep that a signal stopped; it resumes when started again
 _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
 # The last line of a finished run, including runs of versions before 0.3
@@ -194,6 +195,7 @@ class _Local:
         """Run the trials; return 0, 1 if a trial failed, 75 if a signal stopped the sweep."""
         before = {number: signal.signal(number, self._notice) for number in (signal.SIGINT, signal.SIGTERM)}
         waiting, failed = list(trials), []
+        next_look = time.monotonic() + LOOK
 
         try:
             while self.running or (waiting and not self.signals):
@@ -202,9 +204,13 @@ class _Local:
                     file = output(self.sweep, trial, {})
                     file.parent.mkdir(parents=True, exist_ok=True)
                     self._start(trial, self.free.pop(0), file.open("w", encoding="utf-8"), self.sweep.commands(trial))
-                    print(f"started {trial.name}", flush=True)
+                    print(f"started {trial.name}; its output: {file}", flush=True)
 
                 failed += self._collect()
+                if time.monotonic() > next_look:
+                    next_look = time.monotonic() + LOOK
+                    for trial, *_ in self.running.values():
+                        print(f"  {trial.name}: {progress.read(self.sweep.exp_of(trial)).sentence}", flush=True)
                 time.sleep(0.1)
         finally:
             for process in self.running:  # only after an error in the sweep itself is any left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests import chromium, forked, tiers
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARD = pytest.StashKey[tiers.Guard]()
+KEPT = "session"  # folder of the temporary files that several modules use
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,12 +84,19 @@ def shared_data() -> Path:
     return folder
 
 
+def _kept(factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a new folder that lasts until the session ends."""
+    folder = factory.getbasetemp() / KEPT / name
+    folder.mkdir(parents=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest data set that the verb makes, for single steps: 8 training and 8 validation videos, 64x64."""
     from datasets.demo import verb as demo
 
-    folder = tmp_path_factory.mktemp("tiny")
+    folder = _kept(tmp_path_factory, "tiny")
     assert demo.main(["--out", str(folder), "--train", "8", "--val", "8", "--workers", "1"]) == 0
     return folder
 
@@ -97,7 +106,7 @@ def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of the demo's kind, made by its own verb: 48 training and 23 validation videos, 64x64."""
     from datasets.demo import verb as demo
 
-    folder = tmp_path_factory.mktemp("motion")
+    folder = _kept(tmp_path_factory, "motion")
     assert demo.main(["--out", str(folder), "--train", "48", "--val", "24", "--workers", "1"]) == 0
     val = folder / "lists" / "val.txt"
     val.write_text("".join(val.read_text().splitlines(keepends=True)[:23]))
@@ -111,6 +120,24 @@ def started_browser() -> Iterator[Any]:
         pytest.skip(reason)
     with chromium.browser() as started:
         yield started
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freed_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Delete the temporary files of a module that passed: kept until the session ends, they would fill a small disk.
+
+    pytest deletes `tmp_path` itself after a test that passed; folders of fixtures with a wider scope it keeps.
+    """
+    base = tmp_path_factory.getbasetemp()
+    before = {*base.iterdir(), base / KEPT}
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed == failed:
+        for path in set(base.iterdir()) - before:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

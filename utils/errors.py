@@ -109,6 +109,11 @@ def listed(what: str, names: Iterable[str], *, most: int = 6) -> str:
     return f"{what}: {', '.join(items[:most])}{more}" if items else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 video" or "3 videos"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def rank_from_environment() -> int:
     """Return the rank of this process by the variables of torchrun or SLURM; 0 if alone. Needs no torch.
 

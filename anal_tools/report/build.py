@@ -148,7 +148,9 @@ def build(
 def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """Return the numbers at the top of the page, each with a label."""
     numbers = one.results.numbers
-    shown_metrics = [metric for metric in metrics.metrics_of("report") if metric.name in HEADLINE]
+    # With five classes or fewer, every prediction is among the first five
+    chosen = [name for name in HEADLINE if name != "top5" or len(analysis.names) > 5]
+    shown_metrics = [metric for metric in metrics.metrics_of("report") if metric.name in chosen]
     ends = intervals.of_metrics(one.results.videos, shown_metrics)
 
     shares = []

@@ -36,7 +36,7 @@ from datasets.scan.same import same_content
 from datasets.scan.work import examine
 from utils import config, files, processes
 from utils.config.schema import Data
-from utils.errors import UserError, listed
+from utils.errors import UserError, counted, listed
 from utils.options import Parser
 
 NOTE = "start.json"  # written when the experiment is complete: options of the command, and views of the evaluation
@@ -64,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
         if args.no_train:
             print(f"wrote {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
             return 0
-        if not args.yes and sys.stdin.isatty() and not _wants_training(exp):
+        if sys.stdin.isatty() or sys.stdout.isatty():
+            print(_duration(exp))
+        if not args.yes and sys.stdin.isatty() and not _wants_training():
             print(f"wrote {exp}; run the same command again to train it")
             return 0
 
@@ -77,11 +79,13 @@ def main(argv: Sequence[str]) -> int:
     return code or _report(exp, result)
 
 
-def _wants_training(exp: Path) -> bool:
-    """Print how long the training takes. Return True if the user wants to start it."""
+def _duration(exp: Path) -> str:
     from anal_tools.start import duration
 
-    print(duration.estimate(exp))
+    return duration.estimate(exp)
+
+
+def _wants_training() -> bool:
     return input("train now? [Y/n] ").strip().lower() not in ("n", "no")
 
 
@@ -163,7 +167,8 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     samples = videos.look(args.folder, args.leave_out)
     _check_names(samples, trust=args.trust)
     entries, copies = _scan(exp, samples)
-    notes = [f"{len(samples.videos)} videos of {len(samples.classes)} classes, from {samples.source}", *samples.notes]
+    videos_found = counted(len(samples.videos), "video")
+    notes = [f"{videos_found} of {len(samples.classes)} classes, from {samples.source}", *samples.notes]
     print("\n".join(map(shown, notes)))
 
     # Split them
@@ -230,6 +235,7 @@ class Sides:
         folds: number of folds; None for a single split.
         is_given: the data set has its own split.
         why: how the groups were found.
+        groups: (N,) group of each video; None where there are no groups.
     """
 
     labels: Sequence[int]
@@ -238,6 +244,7 @@ class Sides:
     folds: int | None
     is_given: bool
     why: str
+    groups: list[str] | None
 
     @property
     def train(self) -> int:
@@ -252,7 +259,12 @@ class Sides:
 
     def __str__(self) -> str:
         numbers = f"{self.train} for training, {len(self.labels) - self.train} held out"
-        return f"{f'{self.folds} folds' if self.folds else numbers}; {self.why}"
+        if self.folds:
+            return f"{self.folds} folds; {self.why}"
+        groups = sorted(
+            {self.groups[row] for row in np.flatnonzero(self.places == self.held_out_fold)} if self.groups else ()
+        )
+        return f"{numbers}; {self.why}{listed('; held out', groups)}"
 
 
 def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
@@ -277,7 +289,9 @@ def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Na
         if given or args.folds
         else split.held_out(division.places, labels, args.seed % (int(division.places.max()) + 1))
     )
-    return Sides(labels, division.places, held_out_fold, count if args.folds else None, given, division.why)
+    return Sides(
+        labels, division.places, held_out_fold, count if args.folds else None, given, division.why, division.groups
+    )
 
 
 def _write_experiment(
@@ -356,7 +370,7 @@ def _keep_readable(samples: Samples, by_path: Mapping[str, dict]) -> None:
     """
     bad = [f"{path}: {entry['bad']}" for path, entry in by_path.items() if entry["bad"]]
     if bad:
-        samples.notes.append(listed(f"{len(bad)} files cannot be read and are left out", bad[:5]))
+        samples.notes.append(listed(f"{counted(len(bad), 'file')} left out, because unreadable", bad[:5]))
     samples.videos = [
         one for one in samples.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], samples)
     ]
@@ -434,7 +448,8 @@ def _launch(verb: str, exp: Path, *more: str) -> int:
             signal.signal(number, handler)
 
     if code == STOPPED:
-        print("stopped; run the same command again to resume")
+        # The launcher has printed that it stopped, and how train.sh resumes
+        print("run the same `start` command again to resume")
     return code if code >= 0 else 128 - code  # 128 + signal, as shells report it
 
 

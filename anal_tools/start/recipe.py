@@ -142,7 +142,8 @@ def choose(
         # Without weights any size is possible: crops larger than the videos would only cost time
         if not file and side < 0.75 * size:
             size, reason = max(32, 8 * round(0.875 * side / 8)), f"the videos have {side:.0f} pixels"
-        why.append(("size", f"{size} pixels: {reason}; the median short side is {side:.0f}"))
+        enlarged = ", so videos are enlarged" if side < size else ""
+        why.append(("size", f"{size} pixels: {reason}; the median short side is {side:.0f}{enlarged}"))
 
     # Sampling and length
     frames = float(np.median(summary.frames))

@@ -25,10 +25,12 @@ class Split:
     Attributes:
         places: (N,) number of the fold in which each is held out; for a given split, 0 for val and 1 for train.
         why: how the groups were found, for a reader.
+        groups: (N,) group of each; None if there are no groups.
     """
 
     places: np.ndarray
     why: str
+    groups: list[str] | None = None
 
 
 def divide(
@@ -77,10 +79,10 @@ def divide(
     if at_most:
         count = max(2, min(count, len(set(parent))))
     try:
-        split = Split(assign(parent, labels, count), why)
+        split = Split(assign(parent, labels, count), why, groups)
         return _checked(samples, split, f" in different groups ({why})")
     except UserError:
-        if group is not None:
+        if group is not None or any(one.group for one in videos):
             raise
         # The guessed groups leave a class on one side
         split = divide(samples, copies, group="", count=count)
@@ -90,6 +92,10 @@ def divide(
 
 def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | None, str]:
     paths = [one.path for one in videos]
+    if pattern is None and any(one.group for one in videos):
+        # An empty cell is a group of its own
+        groups = [one.group or one.path for one in videos]
+        return groups, f"{len(set(groups))} groups by a column of the table, each on one side"
     if pattern:
         groups = groups_of(paths, pattern)
         return groups, f"{len(set(groups or ()))} groups by --group {pattern!r}, each on one side"
@@ -108,8 +114,8 @@ def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | N
             f"{len(set(guess))} groups by a part of the names that all classes share ({shown}, ...), each on one side",
         )
     return None, (
-        "no groups in the names: neighbours by name stay together; if a person or a recording has several videos, "
-        "give --group"
+        "no groups in the names: neighbours by name stay together; if a person or a recording has several videos, name "
+        "them: --group 'person[0-9]+'"
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from datasets.lists.files import Media, letters, walk
 from datasets.lists.formats import fits_a_line
 from datasets.lists.verb import from_folders
 from datasets.loading.bad_media import printable
-from utils.errors import UserError, listed
+from utils.errors import UserError, counted, listed
 
 # Names of columns
 _PATHS = ("path", "video", "file", "filename", "name", "clip", "video_path")
@@ -24,6 +24,7 @@ _STARTS, _ENDS = (
     ("start", "begin", "start_time", "time_start", "t_start"),
     ("end", "stop", "end_time", "time_end", "t_end"),
 )
+_GROUPS = ("group", "person", "subject", "actor", "participant")
 _NAMES_SHARE = 0.8  # share of names that must hold their own class before another class in a name means anything
 _SHORTEST_NAME = 4  # letters of a class that is looked for in file names; shorter ones occur by chance
 
@@ -36,6 +37,7 @@ class Video:
         path: below the root.
         label: name of its class.
         split: "train", "val" or "test" if the folders or the table give it, else "".
+        group: from the column of the table, such as a person; videos of one group stay on one side. "" for none.
         start, end: the part in seconds; None for the whole video.
         first, frames: the part in frames, set once the file was examined; frames is -1 for the whole video.
         source: the first of the files that hold the same video as `path`, set once the files were examined.
@@ -44,6 +46,7 @@ class Video:
     path: str
     label: str
     split: str = ""
+    group: str = ""
     start: float | None = None
     end: float | None = None
     first: int = 0
@@ -89,7 +92,8 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
     # A list has a line for each path: odd characters would break it
     media = [one for one in walk(str(root)) if fits_a_line(os.fsencode(one.path))]
     if not media:
-        raise UserError(f"{where}: contains neither videos nor folders of frames")
+        hint = "" if where.is_dir() else "; put the table into the folder of the videos, or into one above it"
+        raise UserError(f"{root}: contains neither videos nor folders of frames{hint}")
     # One reader reads all samples, so the rarer kind is left out
     kind = Counter(one.kind for one in media).most_common(1)[0][0]
     others = [one.path for one in media if one.kind != kind]
@@ -110,8 +114,8 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
 
     if len(samples.classes) < 2:
         raise UserError(
-            f"{where}: all {len(samples.videos)} videos belong to one class, {samples.classes[0]!r}; a model needs at "
-            "least two: make a folder for each class, FOLDER/CLASS/video"
+            f"{where}: {counted(len(samples.videos), 'video')}, all of one class, {samples.classes[0]!r}; a model "
+            "needs at least two: make a folder for each class, FOLDER/CLASS/video"
         )
     return samples
 
@@ -172,7 +176,8 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Sa
             by_name.setdefault(name, []).append(one.path)
 
     videos, missing = [], []
-    for line, row in _rows(table):
+    columns, rows = _read_table(table)
+    for line, row in rows:
         asked = row["path"].replace("\\", "/").removeprefix("./").removeprefix(f"{root}/")
         # Try the exact path first; a name must match exactly one video
         paths = (
@@ -187,13 +192,19 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Sa
         start, end = (_seconds(row.get(key), f"{table}:{line}") for key in ("start", "end"))
         if start is not None and end is not None and end <= start:
             raise UserError(f"{table}:{line}: the clip ends at {end:g} s, before or at its start at {start:g} s")
-        videos.append(Video(paths[0], row["label"], row.get("split", ""), start, end))
+        videos.append(Video(paths[0], row["label"], row.get("split", ""), row.get("group", ""), start, end))
 
     if not videos:
-        raise UserError(f"{table}: none of its {len(missing)} videos is below {root}, for example {missing[0]!r}")
+        raise UserError(
+            f"{table}: none of its {len(missing)} videos is below {root}, for example {missing[0]!r}; put the table "
+            "into the folder of the videos, or into one above it"
+        )
 
-    notes = [listed(f"{len(missing)} lines of {table.name} are left out because their videos are missing", missing[:5])]
-    samples = Samples(root, kind, table.name, videos, [note for note in notes if missing])
+    notes = [
+        listed(f"{counted(len(missing), 'line')} of {table.name} left out, because the video is missing", missing[:5])
+    ]
+    source = f"{table.name} ({columns})"
+    samples = Samples(root, kind, source, videos, [note for note in notes if missing])
     samples.classes = _class_names(table, videos)
     return samples
 
@@ -228,8 +239,12 @@ def _seconds(text: str | None, where: str) -> float | None:
         raise UserError(f"{where}: {text!r} is not a time; write seconds, or minutes:seconds") from None
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line, {path, label, start, end, split}) of a table with or without a header."""
+def _read_table(table: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
+    """Read a table with or without a header.
+
+    Returns:
+        which columns were taken, in words; and (line, {path, label, start, end, split, group}) of each row.
+    """
     try:
         text = table.read_text("utf-8-sig", errors="surrogateescape")
     except OSError as error:
@@ -246,22 +261,33 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     names = [cell.lower() for cell in fields[0][1]]
     keys = {key: next((names.index(name) for name in known if name in names), None) for key, known in _COLUMNS.items()}
     if keys["path"] is not None and keys["label"] is not None:
-        del fields[0]
+        header = fields.pop(0)[1]
+        used = [place for place in keys.values() if place is not None]
+        ignored = [name for place, name in enumerate(header) if place not in used]
+        columns = listed("columns", (header[place] for place in used))
+        columns += f"; {listed('ignored', ignored)}" if ignored else ""
     else:
         keys = {
             key: number if len(names) > number else None for number, key in enumerate(("path", "label", "start", "end"))
         }
+        columns = listed("no header, so the columns are", (key for key, place in keys.items() if place is not None))
 
+    rows = []
     for number, cells in fields:
         row = {key: cells[place].strip() for key, place in keys.items() if place is not None and place < len(cells)}
         if not row.get("path") or not row.get("label"):
             raise UserError(
                 f"{table}:{number}: expected `path,label` or `path,label,start,end`, found {lines[0][1][:60]!r}"
             )
-        yield number, row
+        rows.append((number, row))
+
+    return columns, rows
 
 
-_COLUMNS = {"path": _PATHS, "label": _LABELS, "start": _STARTS, "end": _ENDS, "split": ("split", "subset", "set")}
+_COLUMNS = {
+    "path": _PATHS, "label": _LABELS, "start": _STARTS, "end": _ENDS, "split": ("split", "subset", "set"),
+    "group": _GROUPS,
+}  # fmt: skip
 
 
 def _fields(line: str, mark: str | None) -> list[str]:

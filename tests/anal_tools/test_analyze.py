@@ -56,7 +56,7 @@ def test_the_summary_says_what_is_wrong_and_where_the_files_are(analysed: tuple[
     assert "top-1 60.00" in shown
     assert "1 videos could not be read and count as wrong" in shown
     assert re.search(r"left \$x\$ +1 of 3 right", shown)
-    assert "left $x$ and ri\\tght\\n: 2 + 1 videos" in shown
+    assert "left $x$ and ri\\tght\\n: 2 videos of the first, 1 of the second" in shown
     assert "1 classes have no video" in shown
     for file in (
         "reference_result.txt", "top100_errors.txt", "top100_videos.txt", "label_suspects.txt", "confusion_matrix.csv",

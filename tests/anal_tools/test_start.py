@@ -101,6 +101,33 @@ def test_tables(tmp_path: Path, table: str) -> None:
         assert "none" in seen.notes[0]
 
 
+def test_a_column_of_persons_keeps_each_on_one_side(tmp_path: Path) -> None:
+    names = [f"{number}.mp4" for number in range(12)]
+    root = folder(tmp_path, *names)
+    persons = ["ann", "bo", "cy", "dee"] * 3
+    rows = [
+        f"{name},{'wave' if k < 6 else 'bend'},{who},x"
+        for k, (name, who) in enumerate(zip(names, persons, strict=True))
+    ]
+    (root / "t.csv").write_text("\n".join(["File,Class,Person,Remark", *rows]))
+    seen = videos.look(root)
+    assert seen.source == "t.csv (columns: File, Class, Person; ignored: Remark)"
+    division = split.divide(seen, [], group=None, count=5, at_most=True)
+    assert division.why.startswith("4 groups by a column of the table")
+    places = dict(zip(persons, division.places, strict=False))
+    assert [places[who] for who in persons] == division.places.tolist()
+    assert split.divide(seen, [], group="", count=3).groups is None, "--group '' asks for no groups"
+
+    # Without a header the columns have a fixed order, and without a table beside the videos the message tells where
+    (root / "t.csv").write_text("0.mp4,wave\n1.mp4,bend\n")
+    assert videos.look(root).source == "t.csv (no header, so the columns are: path, label)"
+    away = tmp_path / "away" / "t.csv"
+    away.parent.mkdir()
+    away.write_text("0.mp4,wave\n1.mp4,bend\n")
+    with pytest.raises(UserError, match=r"away: there is no video .*put the table into the folder of the videos"):
+        videos.look(away)
+
+
 def test_numbers_in_a_table_get_their_names_and_times_are_read(tmp_path: Path) -> None:
     root = folder(tmp_path, "long.mp4", "other.mp4")
     (root / "labels.txt").write_text("long.mp4,0,0,1.5\nlong.mp4,1,0:01.5,1:00:02\nother.mp4,1,,\n")
@@ -118,7 +145,7 @@ def test_numbers_in_a_table_get_their_names_and_times_are_read(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("paths", "table", "message"),
     [
-        (["a/1.mp4", "a/2.mp4"], None, r"all 2 videos belong to one class, 'a'; a model needs at least two"),
+        (["a/1.mp4", "a/2.mp4"], None, r"2 videos, all of one class, 'a'; a model needs at least two"),
         (["1.mp4", "a/2.mp4"], None, r"1.mp4: is not in a class folder; make FOLDER/CLASS/video, or put a csv"),
         (["note.doc"], None, r"contains neither videos nor folders of frames"),
         (["1.mp4"], "x.mp4,a\ny.mp4,b\n", r"none of its 2 videos is below .*, for example 'x.mp4'"),
@@ -296,9 +323,10 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
         start.main([str(root), "--out", str(tmp_path / "exp"), "--no-train", "--recipe", "small", "--folds", "3"]) == 0
     )
     output = capsys.readouterr().out
-    assert "1 files cannot be read and are left out: broken.mp4" in output
+    assert "1 file left out, because unreadable: broken.mp4" in output
     assert "a.mp4: left out, it ends at 2.0 s and the clip starts at 7 s" in output
     assert "the clips of each of the 3 files stay on one side" in output
+    assert "by t.csv (columns: path, label, start, end)" in output
     cfg = config.load(tmp_path / "exp")
     records = Records.load(cfg.val_source, cfg.val_root, num_class=2)
     spec = ReaderSpec("video", missing_share=0.05, metadata=cfg.data.metadata)

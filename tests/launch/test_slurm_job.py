@@ -228,6 +228,9 @@ def test_progress(tmp_path: Path) -> None:
     assert progress.read(tmp_path) == progress.RunProgress(47, 100, 20.0, "mAP")
     log.unlink()
     assert progress.read(tmp_path) == progress.RunProgress(20, None, 20.0, "mAP")
+    assert progress.read(tmp_path).sentence == "iteration 20 of ?, best mAP 20.00"
+    log.write_text("[t] Iter: [30/100] Loss 1.0 LR 0.1 ETA 0:03:10 clips/s 3.0\n")
+    assert progress.read(tmp_path).sentence == "iteration 30 of 100, 0:03:10 left, best mAP 20.00"
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n[]\n{"torn\n')
     files.append_row(file, {"a": 2})

@@ -1,5 +1,7 @@
 // The first page: numbers, what is hardest, and curves.
 
+const FEW = 30; // videos; `start` warns below the same number
+
 function summarySection() {
     return [
         h(
@@ -12,6 +14,14 @@ function summarySection() {
                 { class: "note" },
                 "In brackets: 95 % intervals (Wilson for top-1 and top-5, bootstrap over videos for the rest).",
             ),
+            videoCount < FEW
+                ? h(
+                      "p",
+                      { class: "note" },
+                      `${videoCount} videos are too few for a reliable accuracy: one video changes it by ` +
+                          `${(100 / videoCount).toFixed(1)} points. Folds hold out each video once (data.folds).`,
+                  )
+                : null,
         ),
         ...report.experiments.filter((one) => one.folds).map(foldsPanel),
         h(
