@@ -22,8 +22,8 @@ def take(target_folder: Path, root: Path = ROOT) -> Path:
     """Copy the working tree (the files that git tracks or does not ignore) into a new folder.
 
     Args:
-        target_folder: `<exp>/jobs/code`; the copy is `<UTC time>-<revision>` in it. With the copied files it holds
-            `REVISION` and `uncommitted.diff`.
+        target_folder: `<exp>/jobs/code`; the copy is `<UTC time>-<revision>` in it. Besides the copied files, it
+            holds `REVISION` and `uncommitted.diff`.
         root: the folder that holds main.py.
 
     Returns:

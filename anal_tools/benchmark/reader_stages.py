@@ -121,7 +121,7 @@ class Bench:
     def figures(self) -> Figures:
         """Return the figures measured so far."""
         if not self.done:
-            raise UserError(f"benchmark data: reader {self.label} could not read one clip: {self.last_failure}")
+            raise UserError(f"benchmark data: reader {self.label} could not read a single clip: {self.last_failure}")
 
         return {
             "reader": self.label,

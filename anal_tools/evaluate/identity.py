@@ -78,7 +78,7 @@ def identity(
 
     # the text and the preset only name the views; the average can be chosen again later
     views = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average", "preset")}
-    # classes in the network may come from any module, even from a library of the user
+    # classes in the network may come from any module, even from one of the user's libraries
     types = {type(module).__module__ for module in net.modules()}
     reader_module = loader.loaders(cfg.data.reader)[1].__module__
 

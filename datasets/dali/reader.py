@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DaliReader:
-    """Read frames decoded by DALI, on the current GPU or else on the CPU. PyAV reads what DALI does not take.
+    """Read frames decoded by DALI, on the current GPU or else on the CPU. PyAV reads what DALI cannot.
 
     Attributes:
         fallbacks: why clips were not decoded by DALI -> how many.

@@ -133,7 +133,7 @@ class Records:
     def length_of(self, i: int, frames: int) -> int:
         """Return how many of `frames` frames, counted from its start, record i has.
 
-        A list with offsets names parts of videos. There, the number of frames in the list ends a part.
+        A list with offsets names parts of videos. In such a list, the number of frames sets where a part ends.
         """
         listed_frames = int(self.frames[i])
         return min(listed_frames, frames) if self.has_parts and listed_frames > 0 else frames
@@ -160,7 +160,7 @@ class Records:
         return table
 
     def members(self) -> list[NDArray[np.int64]]:
-        """Return the records of each class that has any, in class order. Records with several labels are in several."""
+        """Return the records of each class that has any, in class order; those with several labels appear in each."""
         owners = np.arange(len(self), dtype=np.int64)
         labels = self.labels
         if self._all_labels is not None and self._label_ends is not None:

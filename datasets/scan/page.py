@@ -33,7 +33,7 @@ td.path { overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 
 def render(summary: Row) -> str:
     """Return the page for the summary of `scan_results.write`."""
-    # The policy allows this one style sheet by its hash, and nothing else: no script of a file name can run.
+    # The policy allows this one style sheet by its hash, and nothing else: no script in a file name can run.
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
