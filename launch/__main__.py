@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="launch",
         description="Start the training or evaluation of an experiment.",
         epilog="Other options are passed to the verb unchanged: see `python main.py train --help` and `eval --help`. "
-        f"Further verbs: {', '.join(VERBS)} (each with --help).",
+        f"Other verbs: {', '.join(VERBS)} (each with --help).",
         allow_abbrev=False,
     )
     parser.add_argument("verb", metavar="train|eval")

@@ -1,4 +1,4 @@
-"""`python main.py benchmark data EXP`: how many training clips per second each reader gives on this machine.
+"""`python main.py benchmark data EXP`: how many training clips per second each reader delivers on this machine.
 
 Measure two things. The first is one process with one thread, alternating with a bare decoding loop over its frames:
 clips per CPU-second, stored megabytes per second, and the share of each stage. The second is the training loader with
@@ -195,5 +195,5 @@ def as_table(figures: Figures) -> str:
     for row in figures["readers"]:
         waiting = f"waits {100 * row['wait_share']:.0f} % of the time" if row["waits"] else "the GPU does not wait"
         enough = "" if row["cores_are_enough"] else f", more than the {figures['cores']} cores here"
-        lines.append(f"{need}: {row['reader']}: {waiting}; {row['workers_needed']:.0f} workers would do{enough}")
+        lines.append(f"{need}: {row['reader']}: {waiting}; {row['workers_needed']:.0f} workers would be enough{enough}")
     return "\n".join(lines)

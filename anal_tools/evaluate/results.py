@@ -35,7 +35,7 @@ from utils import files, metrics, renamed
 from utils.errors import UserError, refuse_odd_file
 
 _T = TypeVar("_T")
-_TRIES = 3  # times that a result is read, if it is replaced while it is read
+_TRIES = 3  # attempts to read a result that is replaced meanwhile
 
 
 class Cost(TypedDict, total=False):
@@ -74,7 +74,7 @@ class Summary(_AlwaysThere, total=False):
 
 
 class View(TypedDict):
-    """One view of the protocol; the box is that on the first video that could be read."""
+    """One view of the protocol, with its box on the first video that could be read."""
 
     clip: int
     crop: int
@@ -136,7 +136,7 @@ class Results:
         summary_file = exp / "results" / f"{name}.json"
         if not summary_file.is_file():
             known = ", ".join(sorted(cls.names(exp))) or "none"
-            raise UserError(f"{summary_file}: no finished evaluation of that name (there are: {known})")
+            raise UserError(f"{summary_file}: no finished evaluation of that name (available: {known})")
 
         folder = exp / "results" / name
         # another evaluation may replace the result at any moment; its summary's stamp changes then
@@ -372,7 +372,7 @@ def read_summary(path: Path) -> Summary:
     optional = {"counts": dict, "failures": dict, "cost": dict, "config": dict, "files": dict}
     for key, kind in (required | optional).items():
         if (key in summary or key in required) and not isinstance(summary.get(key), kind):
-            raise DamagedResult(f"{path.name} has no {key!r}, or not of the kind that belongs there")
+            raise DamagedResult(f"{path.name} has no {key!r}, or one of the wrong type")
 
     if not all(isinstance(name, str) for name in summary["class_names"]):
         raise DamagedResult(f"{path.name}: 'class_names' are not all text")
@@ -385,7 +385,7 @@ def read_summary(path: Path) -> Summary:
     try:
         protocols.Protocol.from_dict(summary["protocol"])
     except Exception as error:  # values of a different kind can raise almost anything
-        raise DamagedResult(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
+        raise DamagedResult(f"{path.name}: 'protocol' is invalid ({type(error).__name__}: {error})") from error
     return cast("Summary", renamed.summary(summary))
 
 
@@ -429,4 +429,4 @@ def _stamp(summary_file: Path) -> tuple[int, ...] | None:
 
 
 def _replaced(folder: Path) -> UserError:
-    return UserError(f"{folder}: was evaluated again while it was read; run this command again")
+    return UserError(f"{folder}: was evaluated again while it was being read; run this command again")

@@ -48,7 +48,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
 
     Args:
         file: the `.py` file.
-        gpus: number of GPUs of their run; None: as in the file or its name, else 8.
+        gpus: number of GPUs in the original run; None: as in the file or its name, else 8.
 
     Raises:
         UserError: the file cannot be converted; the text names file, key and reason.

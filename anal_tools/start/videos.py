@@ -300,7 +300,7 @@ def _fields(line: str, mark: str | None) -> list[str]:
 
 
 def contradictions(samples: Samples) -> list[str]:
-    """Return the videos whose names contain another class than their own; none if names do not contain classes."""
+    """Return the videos whose names contain a class other than theirs; none if names do not contain classes."""
     names = {name: letters(name) for name in samples.classes if len(letters(name)) >= _SHORTEST_NAME}
 
     stems = [letters(Path(one.path).stem) for one in samples.videos]
