@@ -73,7 +73,7 @@ def _mark_worst(axes, matrix: np.ndarray, names: list[str]) -> None:  # noqa: AN
         axes.plot(column, row, "o", markersize=9, markerfacecolor="none", markeredgecolor="red")
         axes.annotate(str(place + 1), (column, row), xytext=(6, 4), textcoords="offset points", color="red", fontsize=9)
 
-        text = f"{place + 1}: {_short(names[row], 28)} taken for {_short(names[column], 28)} ({errors[row, column]})"
+        text = f"{place + 1}: {_short(names[row], 28)} mistaken for {_short(names[column], 28)} ({errors[row, column]})"
         axes.annotate(
             text, (0, 0), xytext=(0.02 + 0.5 * (place % 2), -0.1 - 0.025 * (place // 2)), textcoords="axes fraction",
             fontsize=9, parse_math=False, annotation_clip=False,

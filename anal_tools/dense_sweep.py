@@ -76,7 +76,7 @@ def knee(rows: Sequence[ScoreRow]) -> int:
 
     Both rows saw the same videos, so the difference is taken video by video; the error is 1.96 standard errors.
     """
-    # Of equally good rows the one with fewer views
+    # Among equally good rows, the one with fewer views
     best = max(range(len(rows)), key=lambda i: (rows[i].top1, -rows[i].number))
 
     for index, row in enumerate(rows):

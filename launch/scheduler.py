@@ -78,7 +78,7 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
         below = ranks // per_node * per_node
         raise UserError(
             f"{ranks} ranks do not fill nodes of {per_node} GPUs: ask for {below} or {below + per_node} "
-            f"({below // per_node} or {below // per_node + 1} nodes), or {per_node} and fewer for a part of one node"
+            f"({below // per_node} or {below // per_node + 1} nodes), or at most {per_node} for a part of one node"
         )
 
     return ranks // per_node, per_node

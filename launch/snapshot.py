@@ -1,4 +1,4 @@
-"""Copy the code for a job when it is submitted, so that later edits do not reach a requeued job."""
+"""Copy the code for a job when it is submitted, so that later edits do not affect a requeued job."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a .py config of MMAction2, a .yaml of PySlowFast")
     parser.add_argument("--out", type=Path, metavar="EXP", help="folder to create; without it nothing is written")
-    parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs of their run, if the file lacks it")
+    parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs in the original run, if not in the file")
     args = parser.parse_args(argv)
 
     if args.gpus is not None and not 0 < args.gpus <= 100_000:
-        raise UserError(f"--gpus {args.gpus}: give the number of GPUs of their run, at least 1")
+        raise UserError(f"--gpus {args.gpus}: give the number of GPUs in the original run, at least 1")
 
     draft = convert(args.file, args.gpus)
     lines = [f"{printable(args.file)}:", *(text.one_line(line) for line in table(draft.rows))]

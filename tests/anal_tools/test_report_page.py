@@ -137,13 +137,13 @@ def test_matrix_with_the_mouse(shown: Visit, exps: list[Path]) -> None:
     count = int(((results.labels == 2) & (results.scores.argmax(axis=1) == 0)).sum())
     x, y = cell_at(shown, 2, 0)
     page.mouse.move(x, y)
-    assert re.match(rf"up taken for left: {count} \(", info.inner_text())
+    assert re.match(rf"up mistaken for left: {count} \(", info.inner_text())
     red, green, blue = pixel(shown, x - 8, y - 8)
     assert red > blue + 20, (red, green, blue)  # an error is warm, a diagonal cell cool
     red, green, blue = pixel(shown, *(value - 8 for value in cell_at(shown, 0, 0)))
     assert blue > red + 20
     page.mouse.click(x, y)
-    assert texts(shown, ".side h3") == ["up taken for left"]
+    assert texts(shown, ".side h3") == ["up mistaken for left"]
     assert page.locator(".side .card").count() == count
     assert page.locator("#announce").inner_text().startswith(f"{count} video")
     scrolled = page.evaluate("scrollY")
@@ -151,13 +151,13 @@ def test_matrix_with_the_mouse(shown: Visit, exps: list[Path]) -> None:
     page.wait_for_timeout(50)
     assert page.evaluate("scrollY") == scrolled
     page.mouse.move(x + 1, y)
-    assert info.inner_text().startswith("up taken for left")
+    assert info.inner_text().startswith("up mistaken for left")
     before = info.inner_text()
     page.mouse.down()
     page.mouse.move(x + 200, y + 150, steps=4)
     page.mouse.up()
     page.mouse.move(x, y)
-    assert texts(shown, ".side h3") == ["up taken for left"]  # a drag is no click
+    assert texts(shown, ".side h3") == ["up mistaken for left"]  # a drag is no click
     page.get_by_label("show the whole matrix").click()
     page.mouse.move(*cell_at(shown, 2, 0))
     assert info.inner_text() == before
@@ -181,7 +181,7 @@ def test_matrix_with_the_keyboard(shown: Visit, exps: list[Path]) -> None:
     page.keyboard.press("ArrowDown")
     assert info.inner_text().startswith("left recognised")
     page.keyboard.press("ArrowDown")
-    assert info.inner_text().startswith("right taken for left")
+    assert info.inner_text().startswith("right mistaken for left")
     page.keyboard.press("ArrowRight")
     assert info.inner_text().startswith("right recognised")
     for key in ("ArrowUp", "ArrowUp", "ArrowLeft", "ArrowLeft"):

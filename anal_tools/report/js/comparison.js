@@ -56,9 +56,9 @@ function compareSection() {
             h(
                 "p",
                 { class: "note" },
-                "Exact two-sided McNemar test: if both were equally good, the chance that the videos that only one " +
-                    "of them gets right split at least this unevenly. Interval of the difference: bootstrap over " +
-                    "the shared videos.",
+                "p is from an exact two-sided McNemar test: if both were equally good, it is the chance that the " +
+                    "videos that only one of them gets right would split at least this unevenly. Interval of the " +
+                    "difference: bootstrap over the shared videos.",
             ),
         ),
         ...pairs.slice(0, report.experiments.length - 1).map(classDifferences),

@@ -7,7 +7,7 @@ function matrixSection() {
         const title =
             truth === guess
                 ? [named(className(truth)), ", recognised"]
-                : [named(className(truth)), " taken for ", named(className(guess))];
+                : [named(className(truth)), " mistaken for ", named(className(guess))];
         side.replaceChildren(
             h("h3", {}, title),
             h("p", {}, linkToVideos({ truth, guess }, `${count(rows.length, "video")} in the list`)),
@@ -114,7 +114,7 @@ function errorsSection() {
                     "span",
                     { class: "names" },
                     named(className(pair.truth)),
-                    " taken for ",
+                    " mistaken for ",
                     named(className(pair.guess)),
                 ),
                 bar(pair.count / videos[pair.truth], "wrong"),
@@ -140,7 +140,7 @@ function errorsSection() {
             h("p", { class: "note" }, allowedNote()),
             pairs.length
                 ? h("ol", { class: "pairs" }, items)
-                : h("p", { class: "note" }, "No class was taken for another."),
+                : h("p", { class: "note" }, "No class was mistaken for another."),
         ),
     ];
 }
@@ -151,7 +151,7 @@ function mapsNote() {
     const meaning =
         looked.shown[0][0] < 0
             ? " the redder a place, the more it contributed to the output, whatever the class."
-            : " the redder a place, the more it spoke for the class.";
+            : " the redder a place, the more it supported the class.";
     return [
         `Maps: ${report.maps[current]} The buttons below the frames switch to them: `,
         h("span", { class: "heat", role: "img", "aria-label": "a scale from grey through yellow to red" }),

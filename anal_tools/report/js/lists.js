@@ -46,7 +46,7 @@ function classesSection() {
         { title: "average precision", value: (k) => own.ap[k], cell: (k) => percent(own.ap[k]), number: true },
         { title: "videos", value: (k) => videos[k], number: true },
         {
-            title: "mostly taken for",
+            title: "most often mistaken for",
             value: (k) => (confused(k) < 0 ? 0 : counts[k * classCount + confused(k)]),
             down: true,
             cell: (k) =>

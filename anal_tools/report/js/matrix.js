@@ -146,7 +146,7 @@ class Matrix {
         const share = videos[truth] ? ` (${percent(found / videos[truth])} of ${videos[truth]})` : "";
         return [
             named(className(truth)),
-            truth === guess ? " recognised: " : " taken for ",
+            truth === guess ? " recognised: " : " mistaken for ",
             ...(truth === guess ? [] : [named(className(guess)), ": "]),
             `${found}${share}`,
         ];

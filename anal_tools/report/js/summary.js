@@ -154,7 +154,7 @@ function hardest() {
 
 function frequent() {
     const pairs = errorPairs(current).slice(0, 8);
-    if (!pairs.length) return h("p", { class: "note" }, "No class was taken for another.");
+    if (!pairs.length) return h("p", { class: "note" }, "No class was mistaken for another.");
     const { videos } = confusion(current);
     return h(
         "ul",
@@ -166,7 +166,7 @@ function frequent() {
                 linkToVideos(
                     { truth: pair.truth, guess: pair.guess },
                     named(className(pair.truth)),
-                    " taken for ",
+                    " mistaken for ",
                     named(className(pair.guess)),
                 ),
                 bar(pair.count / videos[pair.truth], "wrong"),
