@@ -235,7 +235,7 @@ class Sides:
         folds: number of folds; None for a single split.
         is_given: the data set has its own split.
         why: how the groups were found.
-        groups: (N,) group of each video; None where there are no groups.
+        groups: (N,) group of each video; None if there are no groups.
     """
 
     labels: Sequence[int]

@@ -41,7 +41,7 @@ def divide(
     Args:
         samples: the samples.
         copies: rows of the videos that are the same.
-        group: pattern of the user; "" for no groups, None to look for a part of the names that is a group.
+        group: the user's pattern; "" for no groups, None to look for a part of the names that is a group.
         count: number of folds.
         at_most: make fewer folds if there are fewer groups.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # A loss is a spike if it exceeds the mean of those before it by this many deviations, and by this factor.
 SPIKE, LOSSES = (6.0, 1.5), (20, 50)  # LOSSES: least and largest number of losses before it
 OF_A_STEP = ("loss", "top1", "top5")  # the meters that a resume restores
-SHARED = {*OF_A_STEP, "non_finite", "stop", "save"}  # numbers of every step; all others belong to single heads
+SHARED = {*OF_A_STEP, "non_finite", "stop", "save"}  # numbers of every step; all others belong to individual heads
 
 
 class Monitor:

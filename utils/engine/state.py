@@ -89,7 +89,7 @@ class CheckpointEntry:
 
 
 def check(path: Path, values: Values) -> None:
-    """Raise CorruptCheckpoint if no run can resume from a file: written by another program, or cut down."""
+    """Raise CorruptCheckpoint if no run can resume from a file: written by another program, or incomplete."""
     config = values.get("config")
     config = config if isinstance(config, Mapping) else {}
 

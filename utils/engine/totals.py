@@ -51,7 +51,7 @@ class StepTotals:
 
         Args:
             batch: for its shards and weights (B,).
-            loss: its mean loss; of a probe with several heads (heads,).
+            loss: its mean loss; for a probe with several heads, (heads,).
             logits: (B, K), or (heads, B, K).
             labels: (B,) or (B, K), as the loss used them.
             mix: how neighbouring clips were mixed.
