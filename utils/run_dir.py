@@ -16,7 +16,7 @@ from utils.checkpoint_names import BEST, LATEST, PREVIOUS
 from utils.errors import UserError, fail_point, refuse_odd_file
 
 # What a training run leaves in its folder, in the order in which --fresh moves it. The latest checkpoint goes last, so
-# that a process killed in between leaves either the old run or none. Of jobs/ only the reports on bad samples move: the
+# that a process killed in between leaves either the old run or none. In jobs/ only the reports on bad samples move: the
 # rest is our lock and the scheduler's output.
 _BAD_SAMPLES = ("jobs/bad_samples.json", "jobs/bad_samples.jsonl")
 _CHECKPOINTS = (BEST, PREVIOUS, LATEST)
@@ -278,7 +278,7 @@ class RunDir:
 
 
 def _require_writable(folder: Path) -> None:
-    """Raise the error that the first checkpoint would meet hours later in a folder of another user."""
+    """Raise the error that the first checkpoint would meet hours later in another user's folder."""
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 

@@ -141,11 +141,11 @@ class _CpuGroupNorm(torch.autograd.Function):
 
 
 class _GpuGroupNorm(torch.autograd.Function):
-    """Batch norm over the rows of all ranks of a process group by torch's CUDA kernels.
+    """Batch norm over the rows of all ranks of a process group, with torch's CUDA kernels.
 
-    `torch.nn.SyncBatchNorm` allows for ranks without rows: it selects the others by a boolean mask, for which the host
-    waits three times in each layer. Here all ranks have the same number of rows (`ShardPlan`), so nothing is selected
-    and the host never waits.
+    `torch.nn.SyncBatchNorm` allows for ranks without rows: it selects the others with a boolean mask, for which the
+    host waits three times in each layer. Here all ranks have the same number of rows (`ShardPlan`), so nothing is
+    selected and the host never waits.
     """
 
     @staticmethod
