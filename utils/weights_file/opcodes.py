@@ -423,7 +423,7 @@ def _plain_call(machine: _Machine, arguments: tuple) -> _Thing:
 
 
 def _encode(machine: _Machine, arguments: tuple) -> _Thing:
-    """Check `encode(text, "latin1")`, which is how protocol 2 writes bytes. Other codecs may run for any time."""
+    """Check `encode(text, "latin1")`, which is how protocol 2 writes bytes. Other codecs may take for ever."""
     text = arguments[0] if arguments else None
     if not isinstance(text, str | _Long) or not _says_latin1(arguments[1:]):
         raise Flaw("bytes that are not written as latin1")
