@@ -117,7 +117,7 @@ def look(
 ) -> Iterable[tuple[str, Finding]]:
     """Run the checks one after the other; yield (name, finding) as they come.
 
-    Each check runs on its own thread and is abandoned when its time is over. A file server or a scheduler that does
+    Each check runs on its own thread and is abandoned when its time is up. A file server or a scheduler that does
     not answer then becomes a finding too.
     """
     end = time.monotonic() + seconds
@@ -125,7 +125,7 @@ def look(
         # A slow check shortens those after it, so that the doctor ends in time as a whole
         left = min(LONGEST.get(name, 5.0), end - time.monotonic())
         if left < 0.2:
-            yield name, warning(f"not checked: {seconds:.0f} s are over", "run it again on a quieter machine")
+            yield name, warning(f"not checked: the {seconds:.0f} s are up", "run it again on a quieter machine")
             continue
 
         subject.deadline = time.monotonic() + left

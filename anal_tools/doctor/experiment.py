@@ -128,7 +128,7 @@ def memory(subject: Subject) -> Iterator[Finding]:
     else:
         free, where = free_memory(), "this machine"
 
-    text = f"a step takes about {size(total)} ({size(clip)} per clip), {where} has {size(free)} free"
+    text = f"a step takes about {size(total)} ({size(clip)} per clip), and {where} has {size(free)} free"
     # A tenth stays free for kernels' workspaces and fragmentation
     if total > 0.9 * free:
         fits = max(0, int((0.9 * free - fixed) / clip))

@@ -193,8 +193,8 @@ def evaluation(tree: Tree, exp: Path) -> dict[str, str]:
         re.DOTALL,
     )
     page = {name: json.loads(block) for name, block in blocks}
-    facts = page.pop("report-data")
-    _digest(page | {key: facts[key] for key in ("classes", "videos", "top", "labels", "allowed")}, "report", values)
+    report = page.pop("report-data")
+    _digest(page | {key: report[key] for key in ("classes", "videos", "top", "labels", "allowed")}, "report", values)
     values["pictures"] = json.dumps(sorted(path.name for path in (exp / "report").rglob("*.jpg")))
     return values
 
