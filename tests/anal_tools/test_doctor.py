@@ -403,7 +403,7 @@ def test_a_live_run_is_named(make_exp: Callable[..., Path]) -> None:
     held = run_lock.take(exp / "jobs" / "lock.json")
     try:
         (line,) = findings_of("run", Subject(exp))
-        assert f"process {os.getpid()} on {socket.gethostname()} trains here" in line.text
+        assert f"process {os.getpid()} on {socket.gethostname()} has been training here" in line.text
     finally:
         held.release()
     assert findings_of("run", Subject(exp)) == [finding.ok("none")]

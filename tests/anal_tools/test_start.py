@@ -124,7 +124,7 @@ def test_a_column_of_persons_keeps_each_on_one_side(tmp_path: Path) -> None:
     away = tmp_path / "away" / "t.csv"
     away.parent.mkdir()
     away.write_text("0.mp4,wave\n1.mp4,bend\n")
-    with pytest.raises(UserError, match=r"away: there is no video .*put the table into the folder of the videos"):
+    with pytest.raises(UserError, match=r"away: contains neither videos .*put the table into the folder of the videos"):
         videos.look(away)
 
 
@@ -326,7 +326,7 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
     assert "1 file left out, because unreadable: broken.mp4" in output
     assert "a.mp4: left out, it ends at 2.0 s and the clip starts at 7 s" in output
     assert "the clips of each of the 3 files stay on one side" in output
-    assert "by t.csv (columns: path, label, start, end)" in output
+    assert "from t.csv (columns: path, label, start, end)" in output
     cfg = config.load(tmp_path / "exp")
     records = Records.load(cfg.val_source, cfg.val_root, num_class=2)
     spec = ReaderSpec("video", missing_share=0.05, metadata=cfg.data.metadata)
@@ -496,7 +496,7 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
 
     assert start.main(words) == 0
     again = capfd.readouterr()
-    assert "it resumes where it was" in again.out
+    assert "already exists; resuming it" in again.out
     assert "INFO run: nothing_to_do iteration=" in again.out
     with pytest.raises(UserError, match=r"was started with other options: epochs 2.*, now 3.*; choose another --out"):
         start.main([*words, "--epochs", "3"])
