@@ -129,7 +129,7 @@ def test_a_giant_probe_needs_to_be_told_its_heads(tmp_path: Path) -> None:
     options |= {"num_class": 5, "num_segments": 4, "head_eps": 1e-5, "patch": 8}
     state = {name.removeprefix("module."): one for name, one in probe["classifiers"][0].items()}
     with pytest.raises(
-        UserError, match=r"neither the file nor a rule tells pooler_heads \(16 by the authors' recipe, 22"
+        UserError, match=r"neither the file nor a rule decides pooler_heads \(16 by the authors' recipe, 22"
     ):
         interop.load_tensors(methods.build(type="vjepa2", **options), state, Path("g.pt"))
     for heads in (16, 22):

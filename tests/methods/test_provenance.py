@@ -115,7 +115,7 @@ def test_labels_of_a_start(tmp_path: Path) -> None:
     assert not any(provenance.check_start(start(folder), names, 32))
     assert start(folder, num_class=6).labels is None  # its classifier was left out
     (warning,) = filter(None, provenance.check_start(start(folder), list("abcde"), 32))
-    assert "5 of its 5 classes have other names" in warning
+    assert "5 of its 5 classes have names that differ" in warning
 
 
 def test_frames_several_times_the_training_size(tmp_path: Path) -> None:
