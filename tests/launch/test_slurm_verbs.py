@@ -107,4 +107,4 @@ def test_no_jobs_and_no_commands(tmp_path: Path, exp: Path, stub: Stub, monkeypa
     assert "no job was submitted from here" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path))
     assert launcher.main(["cancel", str(exp)]) == 2
-    assert "squeue is not here" in capsys.readouterr().err
+    assert "squeue is not installed here" in capsys.readouterr().err

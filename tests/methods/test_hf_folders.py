@@ -256,8 +256,8 @@ def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
     ("kind", "changes", "message"),
     [
         ("videomae", {"hidden_size": 10**9}, "hidden_size is 1000000000, and must be a whole number from 1 to 65,536"),
-        ("videomae", {"hidden_size": 48}, r"says width 48, and the tensors of its folder show width 24"),
-        ("videomae", {"num_hidden_layers": 9999}, r"says depth 9999, .* show depth 2"),
+        ("videomae", {"hidden_size": 48}, r"has width 48, and the tensors of its folder show width 24"),
+        ("videomae", {"num_hidden_layers": 9999}, r"has depth 9999, .* show depth 2"),
         ("videomae", {"num_attention_heads": 5}, "width 24 is not a multiple of the 5 heads"),
         ("videomae", {"layer_norm_eps": "0"}, "layer_norm_eps is '0', and must be a number above 0"),
         ("videomae", {"layer_norm_eps": float("nan")}, "layer_norm_eps is nan, and must be"),
@@ -266,11 +266,11 @@ def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
         ("videomae", {"qkv_bias": False}, "q and v biases False, and the tensors"),
         ("videomae", {"hidden_act": "gelu_new"}, "only networks with 'gelu' are built here"),
         ("videomae", {"model_type": "timesformer"}, "model_type is 'timesformer', and folders of videomae, vjepa2"),
-        ("videomae", {"id2label": {"0": "a"}}, "says classes 1, and the tensors of its folder show classes 5"),
+        ("videomae", {"id2label": {"0": "a"}}, "has classes 1, and the tensors of its folder show classes 5"),
         ("videomae", {"id2label": {"1": "a"}}, "id2label is .*must be an object of the names of the classes 0, 1, 2"),
-        ("vjepa2", {"num_pooler_layers": 4}, "says num_pooler_layers 4, and .* show num_pooler_layers 2"),
+        ("vjepa2", {"num_pooler_layers": 4}, "has num_pooler_layers 4, and .* show num_pooler_layers 2"),
         ("vjepa2", {"num_pooler_layers": 60}, "num_pooler_layers is 60, and must be a whole number from 0 to 4"),
-        ("vjepa2", {"mlp_ratio": 4.0}, "says mlp 192, and the tensors of its folder show mlp 144"),
+        ("vjepa2", {"mlp_ratio": 4.0}, "has mlp 192, and the tensors of its folder show mlp 144"),
     ],
 )
 def test_configs_that_contradict_their_tensors(kind: str, changes: dict, message: str, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def small_disk(tmp_path: Path):
 def test_full_disk_leaves_the_old_one(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(small_disk, LATEST, state(1))
     big = {"step": 2, "w": torch.zeros(500_000)}
-    with pytest.raises(checkpoint.CheckpointError, match=r"needs 1\.9 MiB .*\d\.\d MiB are free.*as it was.*Make room"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"needs 1\.9 MiB .*\d\.\d MiB are free.*are unchanged.*Make room"):
         checkpoint.save(small_disk, LATEST, big)
     # Somebody else's file may fill the disk after the look at the free space: torch then raises a RuntimeError.
     monkeypatch.setattr("utils.checkpoint_file._require_space", lambda *_: None)
@@ -232,7 +232,7 @@ def test_no_room_for_the_first_checkpoint_promises_nothing(small_disk: Path) -> 
     with pytest.raises(checkpoint.CheckpointError, match="none was saved before it.*starts from the beginning"):
         checkpoint.save(small_disk, LATEST, big)
     checkpoint.save(small_disk, LATEST, state(1))
-    with pytest.raises(checkpoint.CheckpointError, match="as it was.*it resumes from there"):
+    with pytest.raises(checkpoint.CheckpointError, match="are unchanged.*it resumes from there"):
         checkpoint.save(small_disk, BEST, big)  # there was no best one, but the run has a checkpoint
 
 
