@@ -72,7 +72,7 @@ def test_round_trip(kind: str, data: Path, tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "WARNING: the initial weights given name Kinetics-710" in shown
     assert "REMARK: frames of 64 pixels are 2 times the 32 pixels that training clips have" in shown
-    assert "1 clip(s) x 1 crop(s) of 64; published: 81.5 with 5 clips x 3 crops (a paper); other views" in shown
+    assert "1 clip(s) x 1 crop(s) of 64; published: 81.5 with 5 clips x 3 crops (a paper); different views" in shown
     assert run("predict", exp, data / "a.mp4", "--checkpoint", folder, "--out", tmp_path / "p") == 0
     assert json.loads((tmp_path / "p" / "infer.json").read_text())["classes"] == NAMES
     assert main.train(exp, overrides=[f"common.model.pretrained={folder}"]) == 0

@@ -167,7 +167,7 @@ def test_server_errors(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="returned 404"):
         run(server, tmp_path, "other.pth")
     server.fail_with = [503] * 9
-    with pytest.raises(UserError, match="answers 503; run the same command again"):
+    with pytest.raises(UserError, match="returned 503; run the same command again"):
         run(server, tmp_path, "other.pth")
     assert len(server.fail_with) == 5
 
