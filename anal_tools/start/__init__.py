@@ -108,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--group",
         metavar="REGEX",
-        help="videos whose paths match with the same text stay on one side of the split; '' for no groups",
+        help="videos whose paths match with the same text, such as 'person[0-9]+', stay on one side of the split; '' "
+        "for no groups",
     )
     add("--folds", type=int, metavar="N", help="hold out each video once, in N folds (default: hold out a fifth)")
     add("--leave-out", action="append", default=[], metavar="CLASS", help="leave out this class")
