@@ -108,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--group",
         metavar="REGEX",
-        help="videos in whose paths PATTERN matches the same text stay on one side of the split; '': no groups",
+        help="videos in whose paths REGEX, such as 'person[0-9]+', matches the same text stay on one side of the "
+        "split; '': no groups",
     )
     add("--folds", type=int, metavar="N", help="hold out each video once, in N folds (default: hold out a fifth)")
     add("--leave-out", action="append", default=[], metavar="CLASS", help="leave out this class")
