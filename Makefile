@@ -14,7 +14,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := exps/demo_exps/tsm_resnet18/motion8
 DEMO_RANKS ?= 2
-# System packages that tests need (Debian names); installed through apt where that is allowed.
+# System packages that tests need (Debian names); installed through apt if that is allowed.
 SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
@@ -24,11 +24,11 @@ help:
 	@echo "make install           make .venv and install into it what Zoetrope needs (EXTRAS=export,dali: these extras too)"
 	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
 	@echo "make check             the tests that start no process, and ruff: two minutes, for while you work"
-	@echo "make test              install what the tests need; linters, and all tests but those of the night: what CI runs"
+	@echo "make test              install what the tests need; linters, and all tests but the nightly ones: what CI runs"
 	@echo "make nightly           all tests, more examples of each property, fuzzing, the rehearsal for a GPU: an hour"
 	@echo "make lint              ruff and pyright only"
 	@echo "make accept ISSUE=01   print each figure of an issue's table as one JSON line (ROWS=a,b for some of them)"
-	@echo "make fuzz COUNT=20000  damaged inputs for every parser (TARGETS=config,weights for some; about 5 ms an input)"
+	@echo "make fuzz COUNT=20000  damaged inputs for every parser (TARGETS=config,weights for some; about 5 ms per input)"
 	@echo "make soak MINUTES=10   stop, kill and freeze training runs at drawn moments (RANKS=1,2,3,4,6 SEED=), compare every bit"
 	@echo "make site              build the documentation into .site/"
 	@echo "make clean             delete caches; data, runs and .venv stay"

@@ -50,7 +50,7 @@ VERBS = {
     "dump": ("datasets.dump.verb", "store videos as JPEG folders, frame packs, or clips that are cheap to sample"),
     "preload": ("datasets.memcached.preload", "put the frames of an experiment into memcached servers before training"),
     "demo-data": ("datasets.demo.verb", "make the small motion data set of the demo"),
-    "doctor": ("anal_tools.doctor", "check this machine or an experiment for what would stop or slow a run"),
+    "doctor": ("anal_tools.doctor", "check this machine or an experiment for problems that stop or slow a run"),
     "watch": ("anal_tools.watch", "watch a run live in the terminal, also over ssh"),
     "clean": ("anal_tools.clean", "list and delete what an experiment no longer needs: old runs, code, logits"),
     "start": ("anal_tools.start", "from a folder of videos to a trained model and its report"),
@@ -142,7 +142,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             numbers = train_step(run.learner, step, micro_batches, **run.requests(), meanwhile=run.batches.copy_ahead)
             run.after_step(step, numbers)
 
-            # Save before the validation: a process that dies in it loses no step
+            # Save before the validation: a process that dies during it loses no step
             if run.is_at_validation or numbers["save"] or numbers["stop"]:
                 run.save()
 
@@ -175,7 +175,7 @@ def train_step(
         learner: networks, optimiser and statistics.
         step: the iteration, from 0.
         micro_batches: this rank's share of the global batch, each (B, T, H, W, C) uint8 on the device.
-        stop, save: what this rank requests; a request of any rank counts for all.
+        stop, save: what this rank requests; a request from any rank counts for all.
         meanwhile: called while the backward pass runs on a GPU: `TrainLoader.copy_ahead`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Allowed pairs: predictions that are no mistake, such as the parent class of a video's own class (hotpot -> food).
+"""Allowed pairs: predictions that are not mistakes, such as the parent class of a video's own class (hotpot -> food).
 
 Pytorch Video Analysis calls them good pairs. They count as correct in a second accuracy and are left out of lists of
 errors.

@@ -49,7 +49,7 @@ class Analysis:
         predicted: (N,) classes, -1 for a video that could not be read.
         matrix: (K, K) counts, rows true.
         videos: (K,) number of videos of each class, including those that could not be read.
-        allowed: pairs that are no mistake.
+        allowed: pairs that are not mistakes.
     """
 
     results: Results
@@ -180,7 +180,7 @@ def error_lines(analysis: Analysis) -> list[str]:
 def worst_videos(analysis: Analysis, top: int = TOP) -> list[int]:
     """Return the rows of the wrong videos with the highest scores, without allowed pairs and unreadable videos."""
     labels, predicted, scores = analysis.results.labels, analysis.predicted, analysis.results.scores
-    # Unreadable videos (-1) are wrong, but no mistake of the model
+    # Unreadable videos (-1) are wrong, but not a mistake of the model
     wrong = np.flatnonzero((predicted != labels) & (predicted >= 0))
     # A stable sort keeps equal scores in the order of the list
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")]
@@ -251,7 +251,7 @@ def per_class(analysis: Analysis) -> dict[str, np.ndarray]:
 
 
 def confused_pairs(analysis: Analysis) -> list[tuple[int, int, int]]:
-    """Return pairs of classes by how often either was taken for the other: (class, class, videos), most first."""
+    """Return the pairs of classes that were mistaken for each other, most frequent first: (class, class, videos)."""
     both = np.triu(analysis.errors(()) + analysis.errors(()).T, 1)  # each pair once, above the diagonal
     order = np.argsort(-both, axis=None, kind="stable")[:TOP]
     pairs = zip(*np.unravel_index(order, both.shape), strict=True)

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def problems(cfg: Config) -> list[str]:
-    """Return everything that would stop a training: missing files, broken lists, labels, roots, readers.
+    """Return everything that would stop a training run: missing files, broken lists, labels, roots, readers.
 
     A later check skips what an earlier one has found missing.
     """

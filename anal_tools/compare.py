@@ -66,7 +66,7 @@ class Pairing:
     Attributes:
         rows_a, rows_b: (n,) rows of the videos, in the order of the first evaluation.
         right_a, right_b: (n,) bool, True where top-1 is right.
-        only_a, only_b: number of videos that only one has right.
+        only_a, only_b: number of videos that only one gets right.
         p: two-sided p of McNemar's test.
         change: (K,) recall of the second minus that of the first; nan for a class without videos.
     """
@@ -132,7 +132,7 @@ def pair(a: Results, b: Results) -> Pairing:
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the two-sided p of McNemar's test (McNemar 1947), exact at any count.
 
-    If both were equally good, each video that only one has right would be a fair coin flip, and the smaller count the
+    If both were equally good, each video that only one gets right would be a fair coin flip, and the smaller count the
     tail of a binomial distribution. Integers are used, because floats underflow with thousands of videos.
     """
     total, least = only_a + only_b, min(only_a, only_b)
@@ -225,13 +225,13 @@ def _moved(paired: Pairing, names: Sequence[str]) -> list[str]:
         return []
     width = max(len(shown(names[k])) for k in moved)
     return [
-        "  recall that moved most:",
+        "  largest changes in recall:",
         *(f"    {shown(names[k]):<{width}}  {100 * paired.change[k]:+.1f}" for k in moved),
     ]
 
 
 def class_csv(experiments: Sequence[Experiment]) -> str:
-    """Return as CSV the recall of each class in each experiment, on the videos that it shares with the first."""
+    """Return a CSV of the recall of each class in each experiment, on the videos that it shares with the first."""
     first = experiments[0].results
     names = [shown(name) for name in first.class_names]
     columns = []

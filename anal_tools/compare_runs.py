@@ -44,7 +44,7 @@ class RunGroup:
         """The recipe in one line: number of seeds, mean, spread and interval of top-1."""
         values = self.accuracies
         spread = f", std {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        # A video counts by the share of runs that have it right, so the interval is over videos and not over runs
+        # A video counts by the share of runs that get it right, so the interval is over videos and not over runs
         low, high = (100 * end for end in scoring.interval(self.right.mean(axis=0)))
         return (
             f"{self.title}: {len(values)} seeds, top-1 mean {values.mean():.2f}{spread} "
@@ -102,7 +102,7 @@ def seeds_text(experiments: Sequence[Experiment]) -> list[str]:
         if not len(here):
             raise UserError(f"{a.title} and {b.title}: no video in common; compare evaluations of the same list")
 
-        # (n,) the change of each video in the share of runs that have it right
+        # (n,) the change of each video in the share of runs that get it right
         change = b.right[:, there].mean(axis=0) - a.right[:, here].mean(axis=0)
         low, high = (100 * end for end in scoring.interval(change))
         verdict = (
@@ -118,7 +118,7 @@ def seeds_text(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def folds_line(a: Results, b: Results) -> list[str]:
-    """Return in how many folds each of two pooled results is better; nothing where they share no fold."""
+    """Return in how many folds each of two pooled results is better; nothing if they share no fold."""
     first, second = (one.summary.get("folds", {}) for one in (a, b))
     common = [name for name in first if name in second and first[name]["videos"] == second[name]["videos"]]
     if not common:

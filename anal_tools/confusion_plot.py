@@ -35,7 +35,7 @@ def draw(path: Path, matrix: np.ndarray, names: list[str], *, title: str) -> Non
     axes = figure.add_subplot()
 
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # The square root keeps errors of a few per cent visible beside a diagonal near one.
+    # The square root keeps errors of a few per cent visible next to a diagonal near one.
     image = axes.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="equal")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
 
@@ -57,13 +57,13 @@ def draw(path: Path, matrix: np.ndarray, names: list[str], *, title: str) -> Non
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
 
     with warnings.catch_warnings():
-        # The font of matplotlib lacks many scripts; a box in a picture is no reason for a warning
+        # The font of matplotlib lacks many scripts; a box in a picture does not deserve a warning
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(path, format="png")
 
 
 def _mark_worst(axes, matrix: np.ndarray, names: list[str]) -> None:  # noqa: ANN001
-    """Mark the most frequent errors by numbers where there are too many classes for names, and list them below."""
+    """Mark the most frequent errors by numbers if there are too many classes for names, and list them below."""
     errors = matrix - np.diag(matrix.diagonal())
     # Eight lines fit below the picture, in two columns
     for place, flat in enumerate(np.argsort(-errors, axis=None, kind="stable")[:8]):
@@ -73,7 +73,7 @@ def _mark_worst(axes, matrix: np.ndarray, names: list[str]) -> None:  # noqa: AN
         axes.plot(column, row, "o", markersize=9, markerfacecolor="none", markeredgecolor="red")
         axes.annotate(str(place + 1), (column, row), xytext=(6, 4), textcoords="offset points", color="red", fontsize=9)
 
-        text = f"{place + 1}: {_short(names[row], 28)} taken for {_short(names[column], 28)} ({errors[row, column]})"
+        text = f"{place + 1}: {_short(names[row], 28)} mistaken for {_short(names[column], 28)} ({errors[row, column]})"
         axes.annotate(
             text, (0, 0), xytext=(0.02 + 0.5 * (place % 2), -0.1 - 0.025 * (place // 2)), textcoords="axes fraction",
             fontsize=9, parse_math=False, annotation_clip=False,

@@ -64,7 +64,7 @@ def describe(source: Path, family: str) -> str:
 
     # Shapes of tensors show neither frames nor sampling
     unknown = [key for key in top if key not in options]
-    lines += [f"no tensor tells: {', '.join([*unknown, 'the number of frames and their sampling'])}"]
+    lines += [f"not shown by any tensor: {', '.join([*unknown, 'the number of frames and their sampling'])}"]
     return "\n".join(lines)
 
 
@@ -162,7 +162,7 @@ def reorder(model: nn.Module, labels: list[str], names: list[str], source: Path)
 
 
 def options_table(implied: Mapping[str, object], arguments: Mapping[str, object]) -> str:
-    """Return a table of the options of the model that the file shows, beside the values of the config."""
+    """Return a table of the options of the model that the file shows, next to the values of the config."""
     rows = [("option", "the file", "the config")]
     rows += [(name, str(value), str(arguments.get(name, "default"))) for name, value in implied.items()]
     return "\n".join(text.columns(rows, left=range(3)))

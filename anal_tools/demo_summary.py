@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def is_finished(exp: Path) -> bool:
-    """Return whether the newest results are younger than every checkpoint."""
+    """Return whether the newest results are newer than every checkpoint."""
     written = [path.stat().st_mtime for path in present(exp, BEST, LATEST) if path.exists()]
     newest = newest_results(exp)
     return newest is not None and bool(written) and newest.stat().st_mtime >= max(written)

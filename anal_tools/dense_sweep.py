@@ -67,7 +67,7 @@ def sweep(results: Results, clips: Sequence[int] | None = None) -> list[ScoreRow
 
 
 def _cost(row: ScoreRow) -> float:
-    """Return the GMACs of a video, or its number of views where they are unknown."""
+    """Return the GMACs per video, or the number of views if they are unknown."""
     return row.gmacs or row.number
 
 
@@ -76,7 +76,7 @@ def knee(rows: Sequence[ScoreRow]) -> int:
 
     Both rows saw the same videos, so the difference is taken video by video; the error is 1.96 standard errors.
     """
-    # Of equally good rows the one with fewer views
+    # Among equally good rows, the one with fewer views
     best = max(range(len(rows)), key=lambda i: (rows[i].top1, -rows[i].number))
 
     for index, row in enumerate(rows):
@@ -131,11 +131,11 @@ def draw(path: Path, rows: Sequence[ScoreRow], best: int, *, title: str) -> None
     for crop in sorted({row.protocol.spec.crops_per_clip for row in rows}):
         crop_rows = [row for row in rows if row.protocol.spec.crops_per_clip == crop]
         x, y = [_cost(row) for row in crop_rows], [row.top1 for row in crop_rows]
-        # Errorbar takes distances, and a bootstrap interval may lie beside the value
+        # Errorbar takes distances, and a bootstrap interval may not contain the value
         low = [max(0.0, row.top1 - row.intervals[1][0]) for row in crop_rows]
         high = [max(0.0, row.intervals[1][1] - row.top1) for row in crop_rows]
         axes.errorbar(
-            x, y, yerr=[low, high], marker="o", capsize=3, label=f"{crop} crop{'s' if crop > 1 else ''} a clip"
+            x, y, yerr=[low, high], marker="o", capsize=3, label=f"{crop} crop{'s' if crop > 1 else ''} per clip"
         )
         for row in crop_rows:
             place = (_cost(row), row.top1)

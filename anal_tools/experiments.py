@@ -183,7 +183,7 @@ def _cost(arguments: tuple[tuple[str, Any], ...], size: int) -> tuple[int, int]:
 
 
 def text(rows: Sequence[dict[str, str]]) -> str:
-    """Return the table for a terminal: aligned columns, numbers at the right, without the protocols."""
+    """Return the table for a terminal: aligned columns, numbers flush right, without the protocols."""
     shown = [name for name in COLUMNS if name not in _TOO_WIDE]
     shown += [name for name in history.HEADINGS if any(row.get(name) for row in rows)]  # of runs in these folders
     # Headings of `history` are words: not in COLUMNS

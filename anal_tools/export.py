@@ -67,7 +67,7 @@ def export(args: argparse.Namespace) -> str:
     """Write the file; return the lines to print.
 
     Raises:
-        UserError: no such checkpoint, no onnx, nothing to compare with, or other logits than the checkpoint's.
+        UserError: no such checkpoint, no onnx, nothing to compare with, or logits that differ from the checkpoint's.
     """
     from anal_tools.predict.predictor import from_experiment
     from utils.dist import World
@@ -224,6 +224,6 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
         with quiet():
             # `load` unpickles what the file has pickled; this file is our own, written a moment ago
             module = torch.export.load(file).module()
-        module.eval = lambda: module  # type: ignore[method-assign]  # it is in evaluation mode and refuses to be asked
+        module.eval = lambda: module  # type: ignore[method-assign]  # it is in evaluation mode, and its own `eval` raises an error
         exported = dataclasses.replace(like, net=module)
     yield dataclasses.replace(exported, clips=1)

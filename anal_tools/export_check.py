@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anal_tools.predict.predictor import Predictor
     from anal_tools.predict.sources import InputVideo
 
-CLIPS = 4  # of the validation list, where --check names none
+CLIPS = 4  # of the validation list, if --check names none
 
 
 def export_form(net: torch.nn.Module) -> torch.nn.Module:

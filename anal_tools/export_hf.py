@@ -1,7 +1,7 @@
 """`python main.py export EXP --to hf OUT`: write a folder that transformers loads, with the same logits, and a card.
 
-The folder gets its name only after it was read back: its weights are bit-equal to the checkpoint's, and the network
-that its config.json describes gives the same logits.
+The folder gets its name only after it has been read back: its weights are bit-equal to the checkpoint's, and the
+network that its config.json describes gives the same logits.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5  # of the logits' largest magnitude, at least 1
 # Why logits may differ although the weights are equal, by family
 _EPSILONS = {
-    "videomae": "transformers' norm behind the mean has head_eps: 1e-5",
+    "videomae": "transformers' norm after the mean has head_eps: 1e-5",
     "vjepa2": "transformers' pooler has the epsilon of the encoder, head_eps equal to eps",
 }
-# Class of a network: family, where model.type names a different method
+# Class of a network: family, if model.type names a different method
 _KINDS = {"VideoMAE": "videomae", "VJEPA2": "vjepa2"}
 _PROCESSORS = {"videomae": "VideoMAEImageProcessor", "vjepa2": "VJEPA2VideoProcessor"}
 
@@ -42,7 +42,7 @@ def export(args: argparse.Namespace) -> str:
     """Write the folder; return the lines to print.
 
     Raises:
-        UserError: transformers has no such network, the folder exists, or it would give other logits.
+        UserError: transformers has no such network, the folder exists, or it would give different logits.
     """
     from anal_tools.predict.predictor import from_experiment
     from methods.interop import hf, provenance
@@ -84,7 +84,7 @@ def export(args: argparse.Namespace) -> str:
         except KeyError as error:
             raise UserError(f"export --to hf: transformers' {kind} has no tensor {error.args[0]}") from error
 
-        # Check it, and add what transformers' users need beside it
+        # Check it, and add what transformers' users also need
         lines = check(net, temporary, predictor, args, kind)
         (temporary / "preprocessor_config.json").write_text(
             json.dumps(preprocessor(kind, predictor), indent=2) + "\n", encoding="utf-8"

@@ -51,7 +51,7 @@ def evaluated(exp: Path, name: str) -> tuple[dict[str, Results], list[str]]:
     Raises:
         UserError: the experiment has no folds yet.
     """
-    # Folds are numbered; `lists` lies beside them
+    # Folds are numbered; `lists` is next to them
     folders = [path.parent for path in (exp / FOLDER).glob("*/config.yaml") if re.fullmatch(r"\d+", path.parent.name)]
     if not folders:
         raise UserError(f"{exp / FOLDER}: there are no folds; set data.folds, and start {exp / 'train.sh'} PARTITION N")
@@ -119,7 +119,7 @@ def _check_alike(results_of: Mapping[str, Results]) -> None:
     for fold, one in results_of.items():
         for key in ("class_names", "protocol", "root"):
             if one.summary.get(key) != first.summary.get(key):
-                raise UserError(f"{one.folder}: fold {fold} was evaluated with another {key}; evaluate it again")
+                raise UserError(f"{one.folder}: fold {fold} was evaluated with a different {key}; evaluate it again")
 
 
 def _digest(results: Iterable[Results]) -> str:

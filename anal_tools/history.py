@@ -48,11 +48,11 @@ class History:
     """The history of a run.
 
     Attributes:
-        state: new, running, finished, stopped (saved, the same command continues), failed, or ended (killed).
-        step, last: number of finished iterations, and the total; None: the log does not say.
+        state: new, running, finished, stopped (saved, the same command resumes), failed, or ended (killed).
+        step, last: number of finished iterations, and the total; None: not in the log.
         best, criterion: best validation so far in per cent, and its metric: top-1 or mAP.
         updated: UTC time of the last line of the log.
-        gpu_hours, rank_hours: hours of all ranks by the times of the log; the first counts GPUs only, and is None where
+        gpu_hours, rank_hours: hours of all ranks by the times of the log; the first counts GPUs only, and is None if
             an older log does not name its device.
         waiting: share of the training time that was spent waiting for clips; None before the first progress line.
         restarts: how often a process has continued the run.

@@ -3,7 +3,7 @@
 Top-1 and top-5 are shares of videos and have Wilson's interval, which also holds for few videos and near 100 %. Every
 other metric has a percentile bootstrap interval over videos (Efron and Tibshirani 1993, section 13.3): it draws as many
 videos as the list has from it with replacement, many times, and computes the metric of each draw. Both show how the
-numbers vary with the videos. How they vary with the seed of a training takes several trainings (`compare --seeds`).
+numbers vary with the videos. To see how they vary with the seed, train several times (`compare --seeds`).
 """
 
 from __future__ import annotations

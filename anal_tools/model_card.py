@@ -32,7 +32,7 @@ def text(predictor: Predictor, results: Path, weights: str, digest: str) -> str:
     Args:
         predictor: of the checkpoint.
         results: folder of the experiment's results.
-        weights: name of the weights file beside the card.
+        weights: name of the weights file next to the card.
         digest: sha256 of the weights file.
     """
     assert predictor.cfg is not None, "made from an experiment or a checkpoint"
@@ -54,8 +54,8 @@ def text(predictor: Predictor, results: Path, weights: str, digest: str) -> str:
             "",
             *_evaluations(results, about["weights_hash"]),
             "",
-            "transformers' processors take one centre crop of the frames that they are given; with other views than "
-            "those of the table the accuracy is another.",
+            "transformers' processors take one centre crop of the frames that they are given; with views other than "
+            "those of the table the accuracy differs.",
             "",
             "## Recipe",
             "",
@@ -94,13 +94,13 @@ def _evaluations(results: Path, weights_hash: str) -> list[str]:
     """Return a table of the evaluations of exactly these weights."""
     rows = []
     for name in Results.names(results.parent):
-        # Results that cannot be read are no reason to stop an export
+        # Results that cannot be read do not stop an export
         with contextlib.suppress(UserError):
             result = Results.load(results.parent, name)
             if result.summary.get("weights_hash") == weights_hash:
                 rows.append(_row(name, result))
     if not rows:
-        return ["Not evaluated: no result of these weights lies beside them."]
+        return ["Not evaluated: there is no result of these weights next to them."]
 
     head = [
         "| result | list | views | top-1 (95 % interval) | top-5 (95 % interval) | videos | not readable |",

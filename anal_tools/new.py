@@ -82,7 +82,7 @@ def make(path: Path, source: Path, values: Mapping[str, str] | None = None) -> P
     # Relative paths start from the folder of the config, so a copy may mean other files
     for key in ("train_source", "train_root", "val_source", "val_root"):
         if not values and getattr(before, key) != getattr(after, key):
-            print(f"note: {key} was beside the old config; write its full path, {getattr(before, key)}")
+            print(f"note: {key} was next to the old config; write its full path, {getattr(before, key)}")
     return folder
 
 
@@ -111,7 +111,7 @@ def script(verb: str, folder: Path) -> str:
     Inside the repository the path to `launch/exp.sh` is relative, so that a clone can be anywhere. A folder elsewhere
     gets the absolute path of this repository.
     """
-    # The folder of the script itself, also through a link
+    # The folder of the script itself, even through a link
     here = '"$(dirname -- "$(readlink -f -- "$0")")"'
     inside = folder.resolve().is_relative_to(ROOT)
     if inside:

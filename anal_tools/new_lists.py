@@ -62,7 +62,7 @@ def values_of(lists: Path, root: Path) -> dict[str, str]:
 
 
 def fill(file: Path, values: Mapping[str, str]) -> None:
-    """Replace values in a config file; keep comments and the order of the lines where the form of the file allows it.
+    """Replace values in a config file; keep comments and the order of the lines if the form of the file allows it.
 
     Raises:
         UserError: the values do not fit the rest of the config.

@@ -195,7 +195,7 @@ def row(
 
 
 def table(rows: Sequence[ScoreRow], *, multi_label: bool = False) -> str:
-    """Return the rows as text, the intervals beside top-1, the notes below."""
+    """Return the rows as text, the intervals next to top-1, the notes below."""
     shown = metrics.metrics_of("score", multi_label=multi_label)
     heads = [
         "views",

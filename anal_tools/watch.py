@@ -1,6 +1,6 @@
 """`python main.py watch EXP`: show a run live in the terminal: progress, curves, waits, GPUs, last lines.
 
-It only reads the files of the experiment, so it works beside a run on any machine that sees the folder.
+It only reads the files of the experiment, so it works alongside a run on any machine that sees the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ALTERNATE, _BACK, _HOME, _REST, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show the run until `q` or Ctrl-C; print it once where the output is not a terminal, or with --once."""
+    """Show the run until `q` or Ctrl-C; print it once if the output is not a terminal, or with --once."""
     parser = Parser(prog="main.py watch", description="Watch a run. q quits; the run continues.")
     parser.add_argument("exp", type=Path, help="experiment folder")
     parser.add_argument("--once", action="store_true", help="print it once and exit")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
             size = shutil.get_terminal_size()
             width, height = size.columns or 80, size.lines or 24  # a terminal that does not know: 0 in Python 3.10
             lines = page(args.exp, width, height - 1)
-            # One write a frame: clearing the screen first would flicker
+            # One write per frame: clearing the screen first would flicker
             sys.stdout.write(_HOME + "".join(f"{line}{_REST}\r\n" for line in lines) + _END)
             sys.stdout.flush()
             if pressed_q(SECONDS):
@@ -122,7 +122,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def gpu_use() -> list[str]:
-    """Return a line for each GPU of this machine; none where nvidia-smi is missing or does not answer."""
+    """Return a line for each GPU of this machine; none if nvidia-smi is missing or does not answer."""
     query = "--query-gpu=index,name,utilization.gpu,memory.used,memory.total"
 
     try:

@@ -54,7 +54,7 @@ class McTSNDataset(McRecords):
     ) -> None:
         super().__init__(root, list_file, **more)
         if mode not in CLIPS:
-            raise UserError(f"mode is {', '.join(CLIPS)}, not {mode!r}")
+            raise UserError(f"mode must be one of {', '.join(CLIPS)}, not {mode!r}")
 
         self.sampling = Sampling(
             str(renamed.of_value("data.sampling", sampling)), num_segments, clip_len, frame_interval

@@ -25,7 +25,7 @@ VERBS = {**verbs.VERBS, "sweep": sweep.main, "collect": collect.main}
 SWITCHES = {
     "dry_run": "print the script, a task's command and the resolved config; submit nothing",
     "follow": "print the log until the job has ended",
-    "force": "submit although a job of this experiment waits or runs",
+    "force": "submit even if a job of this experiment is pending or running",
 }
 
 
@@ -47,7 +47,7 @@ def launch(argv: Sequence[str]) -> int:
 
         return folds.run(args, rest)
 
-    # What the launcher does not know goes to the verb, so the verb's parser must know it.
+    # Options that the launcher does not define go to the verb, so the verb's parser must accept them.
     options.check(args.verb, rest, near=["set", "time", *scheduler.FLAGS, *SWITCHES])
     if args.ranks < 0:
         raise UserError(f"N must be 0 or more, not {args.ranks}")
@@ -92,7 +92,7 @@ def _submit(request: Request, task: RankTask, *, force: bool, follow: bool) -> i
     for job, row in jobs.live(exp, "train").items() if is_training and not force else ():
         raise UserError(
             f"{exp}: job {job} of this experiment is {row['state']}; two would write the same checkpoint. "
-            f"`python -m launch cancel {exp}` ends it, --force submits all the same"
+            f"`python -m launch cancel {exp}` ends it, --force submits anyway"
         )
 
     code = snapshot.take(exp / "jobs" / "code")
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="launch",
         description="Start the training or evaluation of an experiment.",
         epilog="Other options are passed to the verb unchanged: see `python main.py train --help` and `eval --help`. "
-        f"Further verbs: {', '.join(VERBS)} (each with --help).",
+        f"Other verbs: {', '.join(VERBS)} (each with --help).",
         allow_abbrev=False,
     )
     parser.add_argument("verb", metavar="train|eval")

@@ -1,6 +1,6 @@
 """Record the history of a sweep's trials: `attempts.jsonl` has a row for each submission, start and end.
 
-The job notes its start, on `local` the sweep does. A process that was killed leaves a start without an end.
+The job records its start; on `local` the sweep does. A process that was killed leaves a start without an end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def note(folder: Path, trial: str, event: str, **more: object) -> None:
 
 @contextlib.contextmanager
 def noted(folder: Path, trial: str, place: Place, *, is_main: bool) -> Iterator[None]:
-    """Note the start and the end of a trial that runs in this job; rank 0 does it for all ranks."""
+    """Record the start and the end of a trial that runs in this job; rank 0 does it for all ranks."""
     job = {"scheduler": place.scheduler, "job": place.job}
     if is_main:
         note(folder, trial, "start", **job, restart=place.restarts)

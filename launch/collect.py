@@ -1,4 +1,4 @@
-"""Make the table of a sweep, `python -m launch collect NAME`: printed, as `table.csv` and `table.md`, and a picture."""
+"""Print the table of a sweep and write it as csv, Markdown and a picture: `python -m launch collect NAME`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     print(text + "".join(f"{line}\n" for line in others), end="")
 
     written = ["table.csv", "table.md"]
-    # A training without a validation has no accuracy to plot.
+    # A run without validation has no accuracy to plot.
     plotted = [row for row in rows if row.get("best_top1", row.get("top1")) is not None]
     if plotted and not args.no_picture:
         picture(plan.folder / "table.png", plan.name, keys, plotted)
@@ -71,7 +71,7 @@ def _row(sweep: Sweep, trial: Trial) -> files.Row:
         numbers, counts = summary["metrics"], summary.get("counts", {})
         row |= {metric.name: numbers[metric.name] for metric in metrics.shown_in("collect", numbers)}
         row["num_videos"], row["failed_videos"] = int(numbers["num_videos"]), counts.get("failed", 0)
-    # A training has no summary: the last points of its curves, and the best of all.
+    # A training run has no summary: take the last points of its curves, and the best validation.
     else:
         exp = sweep.exp_of(trial)
         curves = log.read_scalars(exp / "events" / log.SCALARS)
@@ -99,7 +99,7 @@ def markdown(header: Sequence[str], table: Sequence[Sequence[object]]) -> str:
 
 
 def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Row]) -> None:
-    """Plot top-1 over the first key with several numbers, a line for each choice of the others; else a bar per trial.
+    """Plot top-1 against the first key with several numbers, one line per choice of the others; else a bar per trial.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -113,7 +113,7 @@ def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Ro
 
     value = "best_top1" if "best_top1" in rows[0] else "top1"
 
-    # The axis of numbers. Without one the trials have no order, so they get bars.
+    # The numeric axis. Without one the trials have no order, so they get bars.
     axis = next((key for key in keys if len({row[key] for row in rows}) > 1 and _are_numbers(rows, key)), None)
     figure, axes = pyplot.subplots(figsize=(7, 4 if axis else 1 + 0.35 * len(rows)), layout="constrained")
     if axis:
@@ -126,7 +126,7 @@ def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Ro
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
 
         numbers = [float(row[axis]) for row in rows]
-        # Learning rates and the like: 20 times and more apart.
+        # Learning rates and the like: values that differ by a factor of 20 or more.
         if min(numbers) > 0 and max(numbers) / min(numbers) >= 20:
             axes.set_xscale("log")
         axes.set_xlabel(axis)

@@ -64,7 +64,7 @@ class FoldSweep(Sweep):
         folder = self.exp_of(trial)
         if not self.evaluates or not sweep.is_trained(folder):
             return True
-        # If a --set contradicts that config, writing the new one raises the error
+        # If --set contradicts that config, writing the new one raises the error.
         return config.to_dict(config.load(folder, trial.overrides)) != config.to_dict(config.load(folder))
 
     def result_of(self, trial: Trial) -> Path:

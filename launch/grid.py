@@ -37,7 +37,7 @@ class Trial:
 
     Attributes:
         name: letters, digits and - _ . = +
-        source: the experiment of which the trial is a copy with other values.
+        source: the experiment that the trial copies, with other values.
         values: dotted key (without `common.`) -> value as the user typed it.
     """
 
@@ -152,7 +152,7 @@ def folder_of(name: str, into: Path = SWEEPS) -> Path:
         UserError: the name has characters that are not allowed.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(f"NAME: {name!r} is not allowed here (up to 64 letters, digits, _ . -, the first no sign)")
+        raise UserError(f"NAME: {name!r} is not allowed here (up to 64 letters, digits, _ . -; not _ . - first)")
     return Path(os.path.abspath(into)) / name
 
 
@@ -176,13 +176,13 @@ def parse(text: str) -> tuple[str, list[str]]:
     """Split `common.lr_scheduler.base_lr=0.01,0.1` into ("lr_scheduler.base_lr", ["0.01", "0.1"]); [a, b] is one value.
 
     Raises:
-        UserError: the text has another form.
+        UserError: the text does not have this form.
     """
     key, equals, rest = text.partition("=")
     key = key.strip().removeprefix("common.")
     if not equals or not _KEY.fullmatch(key):
         raise UserError(
-            f"--grid {text}: write it as key=value,value (PARTITION and N go before --grid, or behind another option)"
+            f"--grid {text}: write it as key=value,value (PARTITION and N go before --grid, or after another option)"
         )
 
     # A comma separates values only outside of brackets and quotes.

@@ -33,7 +33,7 @@ STOPPED = 75  # main's code after a signal stopped it and its state was saved (u
 RESTARTS = "restarts.jsonl"
 _OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 ASKED_BY_SCHEDULER = tuple(number for number in signals.ASKS_TO_STOP if number not in _OF_A_TERMINAL)
-KILLED_WITHIN = 600.0  # seconds that a requeued job waits for its end
+KILLED_WITHIN = 600.0  # seconds that a requeued job waits for the scheduler to end it
 
 
 class RankTask:
@@ -68,7 +68,7 @@ class RankTask:
 
     def __call__(self) -> None:
         """Run main in this process and leave with its exit code; after a stop wait until the scheduler ends it."""
-        # First of all: the launcher may die during the imports below.
+        # Do this first: the launcher may die during the imports below.
         signals.follow_launcher()
         place, is_main = schedulers.here() or Place(""), errors.rank_from_environment() == 0
 
@@ -89,7 +89,7 @@ class RankTask:
                 print(f"error: {reason}", file=sys.stderr, flush=True)
                 sys.exit(1)
 
-        # After the handlers above: the imports take seconds, in which a signal may come.
+        # Import only now that the handlers are installed: it takes seconds, and a signal may arrive.
         import main
 
         argv = self.argv_of_this_start(place.restarts)
@@ -107,15 +107,15 @@ class RankTask:
             self._become_next()
 
     def _become_next(self) -> None:
-        """Replace this process by the next call of main.py, whose ranks meet at another port.
+        """Replace this process with the next call of main.py, whose ranks meet on another port.
 
-        Every rank does so, and none is still in the first call, which has succeeded on all of them.
+        Every rank does so. None is still in the first call: it has succeeded on all of them.
         """
         following = RankTask(**{**vars(self), "argv": self.then[0], "then": self.then[1:]})
         if "MASTER_PORT" in os.environ:
             os.environ["MASTER_PORT"] = str(schedulers.port_after(int(os.environ["MASTER_PORT"])))
 
-        # `execv` discards what is still buffered.
+        # `execv` discards buffered output.
         sys.stdout.flush()
         sys.stderr.flush()
         argv = following.command()
@@ -140,7 +140,7 @@ class RankTask:
     def on_this_machine(self, ranks: int) -> list[str]:
         """Return the command that starts all ranks with torchrun."""
         if self.then:
-            raise UserError("folds do not run on a partition with scheduler: local; take PARTITION = local")
+            raise UserError("folds do not run on a partition with scheduler: local; use PARTITION = local")
         verb, exp, *options = self.argv
         return [sys.executable, "-m", "launch", verb, exp, "local", str(ranks), *options]
 
@@ -154,7 +154,7 @@ class RankTask:
         if any(row.get("restart") == restarts for row in earlier):
             return None  # the previous call of main.py in this start has counted it
 
-        # Restarts in a row, before this one, that found the run at the same place.
+        # Count the consecutive earlier restarts at which the run had made no progress.
         stalled = 0
         for row in reversed(earlier):
             if row.get("progress") != now:
@@ -182,7 +182,7 @@ class RankTask:
 
 
 def mark_of_run(exp: Path) -> list[int] | None:
-    """Return an identity of the run in a folder. --fresh moves the latest checkpoint, which it describes, last."""
+    """Return a mark of the run in a folder. It describes the latest checkpoint, which --fresh moves away last."""
     try:
         stat = (exp / "ckpt.pth.tar").stat()
     except OSError:
@@ -202,8 +202,8 @@ def requeue_and_wait(is_main: bool) -> None:
             state = scheduler.states([job]).get(job, "ended")
         except UserError:
             state = "RUNNING"  # if the scheduler is down, the requeue below reports it
-        if state != "RUNNING":  # cancelled, or requeued already: see the module's text
-            print(f"job {job} is {state}: not asked to start again", flush=True)
+        if state != "RUNNING":  # cancelled, or requeued already: see the module docstring
+            print(f"job {job} is {state}, so it is not requeued", flush=True)
         else:
             _requeue(scheduler, job)
 
@@ -219,7 +219,7 @@ def _requeue(scheduler: Scheduler, job: str) -> None:
     except UserError as error:
         print(
             f"error: everything is saved, but job {job} cannot be started again ({error}); "
-            "the same train.sh or eval.sh continues it",
+            "run the same train.sh or eval.sh to resume",
             file=sys.stderr,
             flush=True,
         )

@@ -45,24 +45,24 @@ def experiments(folders: Iterable[Path]) -> list[Path]:
 
 
 def scheduler_of(row: files.Row) -> Scheduler:
-    """Return the scheduler of a job; rows of older versions name none, and theirs is SLURM."""
+    """Return the scheduler of a job. Rows from older versions name none: those jobs ran on SLURM."""
     return schedulers.named(row.get("scheduler", "slurm"))
 
 
 def states(rows: Iterable[files.Row]) -> dict[str, str]:
-    """Return the state of each job that waits or runs, such as ``RUNNING`` or ``PENDING (Resources)``.
+    """Return the state of each pending or running job, such as ``RUNNING`` or ``PENDING (Resources)``.
 
     Raises:
         UserError: a scheduler does not answer.
     """
-    asked: dict[Scheduler, list[str]] = {}  # one question per scheduler, not per job
+    asked: dict[Scheduler, list[str]] = {}  # one query per scheduler, not per job
     for row in rows:
         asked.setdefault(scheduler_of(row), []).append(row["job"])
     return {job: state for scheduler, ids in asked.items() for job, state in scheduler.states(ids).items()}
 
 
 def live(exp: Path, verb: str | None = None) -> dict[str, files.Row]:
-    """Return the rows of the experiment's jobs that wait or run, each with its `state`, by id."""
+    """Return the rows of the experiment's pending and running jobs, each with its `state`, by id."""
     rows = [row for row in submitted(exp) if verb in (None, row.get("verb"))]
     state_of = states(rows)
     return {row["job"]: {**row, "state": state_of[row["job"]]} for row in rows if row["job"] in state_of}

@@ -59,7 +59,7 @@ def run(argv: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") -> 
             )
 
     if ranks <= 1:
-        sys.stdout.flush()  # `execve` discards what is still buffered
+        sys.stdout.flush()  # `execve` discards buffered output
         os.execve(sys.executable, [sys.executable, str(script), *argv], env)
 
     with tempfile.TemporaryDirectory(prefix="zoetrope-") as folder:
@@ -71,8 +71,8 @@ def run(argv: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") -> 
 
 
 def environment(inherited: Mapping[str, str], ranks: int) -> dict[str, str]:
-    """Return the ranks' environment: our code first on the path, their number, no variables of another launcher."""
-    # Variables of an outer SLURM job or torchrun would make a rank take a wrong number.
+    """Return the ranks' environment: our code first on the path, the rank count, no variables of another launcher."""
+    # Variables of an outer SLURM job or torchrun would give a rank the wrong number.
     foreign = ("SLURM_", "TORCHELASTIC_", signals.LAUNCHER)
     env = {name: value for name, value in inherited.items() if name not in _FOREIGN and not name.startswith(foreign)}
 
@@ -112,7 +112,7 @@ def own_errors(path: str, ranks: int) -> list[str]:
     return [
         f"rank {', '.join(map(str, who))}: {text}"
         for text, who in ranks_of.items()
-        # A lost contact only follows from another rank's error.
+        # Lost contact is only a consequence of another rank's error.
         if 0 not in who and "lost contact with another rank" not in text
     ]
 
@@ -146,7 +146,7 @@ class _Agent:
                 self._forward(self.pending.pop(0))
 
             codes = exit_codes(self.exit_file, self.ranks)
-            # A rank with an error lost: the others may hang in a collective.
+            # If a rank has left with an error, the others may hang in a collective.
             if any(code not in (0, 75) for code in codes.values()) and len(codes) < self.ranks:
                 left_with_error = left_with_error or time.monotonic()
                 if time.monotonic() - left_with_error > LEFT_ALONE:
@@ -192,7 +192,7 @@ class _Agent:
             return
 
         if number == signal.SIGINT:
-            print("stopping: the ranks save and leave; Ctrl-C once more kills them", file=sys.stderr, flush=True)
+            print("stopping: the ranks save and leave; press Ctrl-C again to kill them", file=sys.stderr, flush=True)
         # A rank leaves an ignored SIGHUP alone (`signals.StopFlag`), but always handles SIGTERM.
         processes.send(ranks, signal.SIGTERM if number == signal.SIGHUP else number)
 

@@ -1,15 +1,15 @@
 """Run memcached servers for one job: one on every node, which starts and ends with the job.
 
-`python -m launch.memcached serve FOLDER` runs beside the ranks, once per node. It starts a stock memcached, waits for
-an answer, writes the server's address to FOLDER/NAME.server, and waits. When it is asked to end, or its parent ends, it
-ends the server and removes the file. Ranks find the folder in $ZOETROPE_MEMCACHED (datasets/memcached/servers.py).
+`python -m launch.memcached serve FOLDER` runs once per node, alongside the ranks. It starts a stock memcached, waits
+until it answers, writes the server's address to FOLDER/NAME.server, and waits. At a signal, or when its parent ends,
+it ends the server and removes the file. Ranks find the folder in $ZOETROPE_MEMCACHED (datasets/memcached/servers.py).
 
 - One node: a unix socket in a folder of mode 0700, no port at all.
 - Several nodes: a free port on this node's private address (never all addresses, never a public one), no UDP, and,
   if this memcached supports it (-Y), a secret that is created for the job.
 - `-M`: a full server keeps its items. Every sample is read once per epoch, so evicting the oldest would drop exactly
   the items that are needed next.
-- Signals of a job (USR1, USR2) are for the ranks; a server that died of one would be missing for the rest of the epoch.
+- Signals of a job (USR1, USR2) are for the ranks; a server killed by one would be missing for the rest of the epoch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FOLDER, NODES = "ZOETROPE_MEMCACHED", "ZOETROPE_MEMCACHED_NODES"
 START_SECONDS = 10.0
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: Items per page of 1 MB in each slab class: fine steps for frames of 340x256 (17 - 35 kB), coarse ones beyond.
-#: A cache of 256 MB then holds 0.97 of its memory in frames of 25 kB; with growth factor 1.15, 0.91.
+#: Frames of 25 kB then fill 0.97 of a 256 MB cache; with growth factor 1.15, 0.91.
 _PER_PAGE = (
     2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, *range(30, 61),
     67, 74, 82, 91, 101, 112, 124, 137, 151, 167, 184, 203, 224, 247, 272, 300,
@@ -64,7 +64,7 @@ def arguments(*, megabytes: int, place: Sequence[str], secret: Path | None = Non
         raise UserError("memcached is not installed on this machine (apt install memcached, or ask the administrator)")
 
     sizes = "-".join(str((1 << 20) // count // 8 * 8) for count in sorted(_PER_PAGE, reverse=True))
-    # -M: never evict. -U 0: no UDP. -R 200: many requests of one client in turn, as readers fetch whole clips.
+    # -M: never evict. -U 0: no UDP. -R 200: serve many requests of a client in a row: readers fetch whole clips.
     argv = [program, *place, "-m", str(megabytes), "-M", "-U", "0", "-t", "2", "-c", "4096", "-R", "200"]
     argv += ["-o", f"slab_sizes={sizes}"]
     # memcached refuses to run as root without -u.
@@ -75,13 +75,13 @@ def arguments(*, megabytes: int, place: Sequence[str], secret: Path | None = Non
 
 
 def server_megabytes(cfg: Config) -> int:
-    """Return the memory of the servers that a configuration asks the launcher for [MB]; 0 for none."""
+    """Return how much memory [MB] the servers that the launcher starts for this config get; 0 if it starts none."""
     data = cfg.data
     return data.memcached.megabytes if data.reader == "memcached" and data.memcached.servers == "auto" else 0
 
 
 def can_ask_for_a_secret() -> bool:
-    """Return True if the memcached of this machine supports -Y."""
+    """Return True if this machine's memcached supports -Y."""
     program = shutil.which("memcached")
     if program is None:
         return False
@@ -90,7 +90,7 @@ def can_ask_for_a_secret() -> bool:
 
 
 def private_address() -> str:
-    """Return this node's address by its name; raise a UserError if that is a public one."""
+    """Look up this node's address by its name; raise a UserError if the address is public."""
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
     try:
@@ -100,7 +100,7 @@ def private_address() -> str:
 
     private = sorted(address for address in hosts if ipaddress.ip_address(address).is_private)
     if not private:
-        raise UserError(f"{name}: its address {sorted(hosts)[0]} is not a private one, so it gets no memcached server")
+        raise UserError(f"{name}: its address {sorted(hosts)[0]} is not private, so it gets no memcached server")
     return private[0]
 
 
@@ -189,7 +189,7 @@ def _await_answer(address: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def start_here(megabytes: int) -> dict[str, str]:
-    """Start one server for the ranks of this machine. It ends with this process, even after that became the rank.
+    """Start one server for the ranks of this machine. It ends with this process, even once that is the rank.
 
     Returns:
         Environment variables for the ranks. If memcached is not installed or does not start, it prints a warning and
@@ -224,10 +224,10 @@ def _start_here(megabytes: int) -> dict[str, str]:
 
 
 def job_lines(folder: Path, job: str, step: str, *, nodes: int, megabytes: int) -> tuple[str, ...]:
-    """Return shell lines that start one server on each node of a job, beside its ranks.
+    """Return shell lines that start one server on each node of a job, alongside its ranks.
 
     Args:
-        folder: on a file system that all nodes share; a folder named by the job's id is created in it.
+        folder: on a file system that all nodes share; a folder named after the job's id is created in it.
         job: shell text that expands to the job's id.
         step: words that run a command once on every node.
     """

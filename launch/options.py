@@ -38,7 +38,7 @@ def check(verb: str, argv: Sequence[str], *, near: Iterable[str] = ()) -> None:
         raise UserError(f"{verb}: {error}") from error
 
     if unknown:
-        # Only here for a hint: argparse has no public list of its options.
+        # Used only for the hint: argparse has no public list of its options.
         known = [name for action in parser._actions for name in action.option_strings if name not in ("-h", "--help")]
         name = unknown[0].partition("=")[0]
         hint = did_you_mean(name, [*known, *(f"--{other}".replace("_", "-") for other in near)])

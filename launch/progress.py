@@ -17,20 +17,20 @@ _AT = re.compile(
     r"\] (?:INFO run: (?:stopped|finished) iteration=(\d+)"
     r"|stopped by .* at iteration (\d+)|finished: (\d+) iterations)"  # versions before 0.3
 )
-# The curve of the number that decides on the best checkpoint, and its name; the first one that a run has counts.
+# The curve of the metric that decides on the best checkpoint, and its name; the first one that the run has is used.
 _CRITERIA = {"map_val": "mAP", "top1_val": "top-1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class RunProgress:
-    """The progress of a run; a value is None if its files do not tell it.
+    """The progress of a run; a value is None if its files do not contain it.
 
     Attributes:
         step: last iteration in log.txt, or else in the curves.
         last: the planned last iteration.
         best: best validation accuracy so far, per cent.
         criterion: the name of `best`: top-1, or mAP if videos have several labels.
-        eta: time that is left, as h:mm:ss.
+        eta: time left, as h:mm:ss.
     """
 
     step: int | None = None
@@ -73,7 +73,7 @@ def read(exp: Path) -> RunProgress:
 
 
 def _iteration(exp: Path) -> tuple[int | None, int | None, str | None]:
-    """Return the last iteration that log.txt names, the planned last one, and the time left after the former."""
+    """Return the last iteration that log.txt names, the planned last one, and the time left then."""
     if kind_of_file(exp / "log.txt") is not None:  # opening a pipe would block for ever
         return None, None, None
 

@@ -42,7 +42,7 @@ def request(verb: str, folder: Path, partition: str, ranks: int, flags: cluster.
         raise UserError(f"PARTITION: {wrong}")
 
     place = Path(os.path.abspath(folder))
-    # Values first, so that a typing error is reported without a question to the scheduler.
+    # Check values first, so that a typo is reported without asking the scheduler.
     site = cluster.load()
     settings = site.settings(partition, {name: flags.get(name) for name in ("time", *FLAGS)})
     scheduler = schedulers.named(settings.scheduler)
@@ -66,7 +66,7 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     """Return (nodes, tasks on each) for N ranks.
 
     Raises:
-        UserError: N is neither at most one node nor a multiple of a node.
+        UserError: N neither fits on one node nor fills whole nodes.
     """
     if ranks < 1:
         raise UserError("N must be 1 or more on a partition; `local 0` runs one process without a GPU on this machine")
@@ -78,7 +78,7 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
         below = ranks // per_node * per_node
         raise UserError(
             f"{ranks} ranks do not fill nodes of {per_node} GPUs: ask for {below} or {below + per_node} "
-            f"({below // per_node} or {below // per_node + 1} nodes), or {per_node} and fewer for a part of one node"
+            f"({below // per_node} or {below // per_node + 1} nodes), or at most {per_node} for a part of one node"
         )
 
     return ranks // per_node, per_node

@@ -1,4 +1,4 @@
-"""Copy the code for a job when it is submitted, so that later edits do not reach a requeued job."""
+"""Copy the code for a job when it is submitted, so that later edits do not affect a requeued job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("data", "pretrained")  # large, and not code
-BIGGEST = 20_000_000  # bytes of a file that git does not track
+BIGGEST = 20_000_000  # bytes; a larger file that git does not track is not copied
 _WITHOUT_GIT = ("main.py", "anal_tools", "datasets", "launch", "methods", "networks", "utils", "pyproject.toml")
 
 
@@ -22,8 +22,8 @@ def take(target_folder: Path, root: Path = ROOT) -> Path:
     """Copy the working tree (the files that git tracks or does not ignore) into a new folder.
 
     Args:
-        target_folder: `<exp>/jobs/code`; the copy is `<UTC time>-<revision>` in it. Beside the copied files it holds
-            `REVISION` and `uncommitted.diff`.
+        target_folder: `<exp>/jobs/code`; the copy is `<UTC time>-<revision>` in it. Besides the copied files, it
+            holds `REVISION` and `uncommitted.diff`.
         root: the folder that holds main.py.
 
     Returns:

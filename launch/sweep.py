@@ -213,7 +213,7 @@ class _Local:
                         print(f"  {trial.name}: {progress.read(self.sweep.exp_of(trial)).sentence}", flush=True)
                 time.sleep(0.1)
         finally:
-            for process in self.running:  # not empty only after an error in the sweep itself
+            for process in self.running:  # only after an error in the sweep itself is any left
                 process.terminate()
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -275,7 +275,7 @@ class _Local:
         return failed
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        """Stop at the first signal: running trials save and exit, and none starts. Kill them at the second signal."""
+        """Stop at the first signal: running trials save and exit, and no more start. Kill them at the second signal."""
         self.signals.append(number)
         for process in self.running:
             if process.poll() is None:
@@ -345,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument("--verb", choices=("train", "eval"), default="train")
-    parser.add_argument("--parallel", type=int, help="trials that run at a time (default: 4 on SLURM, 1 on local)")
+    parser.add_argument("--parallel", type=int, help="how many trials run at a time (default: 4 on SLURM, 1 on local)")
     parser.add_argument("--retry", action="store_true", help="run the failed trials only")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
     parser.add_argument("--dry-run", action="store_true", help="list the trials and their states")

@@ -16,7 +16,7 @@ from utils import files
 from utils.errors import UserError
 from utils.options import Parser
 
-NEXT_LOOK = 5.0  # seconds between two questions to the scheduler while a job is followed
+NEXT_LOOK = 5.0  # seconds between two queries to the scheduler while following a job
 
 
 def status(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def status(argv: Sequence[str]) -> int:
         return 0
 
     for row in rows[-args.n :]:
-        # The queue knows only jobs that wait or run; others come from the accounting.
+        # The queue lists only pending and running jobs; the others come from the accounting.
         state = states.get(row["job"]) or jobs.scheduler_of(row).outcome(row["job"]).text
         code = f"code {row.get('revision', '?')}"
         where = f"{row.get('partition')} {row.get('ranks')}"
@@ -45,7 +45,7 @@ def status(argv: Sequence[str]) -> int:
 
 
 def as_json(exp: Path, rows: Sequence[Mapping[str, object]], states: Mapping[str, str]) -> dict[str, object]:
-    """Return all jobs of an experiment and the history of its run. `schema` grows when a key changes its meaning."""
+    """Return all jobs of an experiment and its run's history. `schema` increases when the meaning of a key changes."""
     names = ("job", "verb", "scheduler", "partition", "ranks", "nodes", "time", "revision")
     listed = [
         {**{name: row.get(name) for name in names}, "state": states.get(str(row["job"]), "ended")} for row in rows
@@ -81,7 +81,7 @@ def log(argv: Sequence[str]) -> int:
 
 
 def cancel(argv: Sequence[str]) -> int:
-    """End jobs that run or wait; a training run saves first."""
+    """End running and pending jobs; a training run saves first."""
     args = _parser("cancel", "end the experiment's jobs; a run that is training saves first").parse_args(argv)
     exp, _ = _jobs_of(args.exp)
     live = jobs.live(exp)
@@ -91,7 +91,7 @@ def cancel(argv: Sequence[str]) -> int:
         print(f"cancelled {job} ({row['state']})")
 
     if not live:
-        print("no job of this experiment waits or runs")
+        print("no job of this experiment is pending or running")
     return 0
 
 
@@ -108,13 +108,13 @@ def requeue(argv: Sequence[str]) -> int:
     # Two trainings would write the same checkpoint.
     others = [other for other in jobs.live(exp, "train") if other != job]
     if others and row.get("verb") == "train":
-        raise UserError(f"{exp}: job {others[0]} trains here; cancel it first")
+        raise UserError(f"{exp}: job {others[0]} is training here; cancel it first")
 
     try:
         jobs.scheduler_of(row).requeue(job)
     except UserError as error:
         raise UserError(
-            f"job {job} cannot be started again ({error}); train.sh or eval.sh continues the run"
+            f"job {job} cannot be started again ({error}); use train.sh or eval.sh to resume the run"
         ) from error
 
     print(f"job {job} will start again")
@@ -178,7 +178,7 @@ def follow(exp: Path, row: files.Row, *, at_end: bool = False, rank: int = 0) ->
 
     try:
         while True:
-            # Ask before reading: output that is written in between is then read by this round.
+            # Ask before reading: output written in between is then read in this round.
             ended = time.monotonic() > look and not jobs.states([row])
             look = time.monotonic() + NEXT_LOOK if time.monotonic() > look else look
 
@@ -215,7 +215,7 @@ def _jobs_of(exp: Path) -> tuple[Path, list[files.Row]]:
 
 
 def _chosen(exp: Path, rows: Sequence[files.Row], job: str | None) -> files.Row:
-    """Return the row of a job, by default of the newest."""
+    """Return the row of a job, by default the newest."""
     row = next((row for row in reversed(rows) if job in (None, row["job"])), None)
     if row is None:
         raise UserError(f"{exp}: job {job} is not one of its jobs; `launch status {exp}` lists them")

@@ -108,7 +108,7 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
     """Build and fill the network that a weights file or folder describes.
 
     Args:
-        path: a Hugging Face folder (VideoMAE, V-JEPA 2), an original file of these, one of our checkpoints or an
+        path: a Hugging Face folder (VideoMAE, V-JEPA 2), an original file of either, one of our checkpoints or an
             experiment folder.
         num_class: K; None: as in the file's classifier. With another number, or without a classifier in the file, the
             classifier is new.
@@ -117,10 +117,10 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
 
     Returns:
         The model, in training mode. Its `pretrained_note` names the loaded weights, `pretrained` their origin, and
-        `carried` (a dict of tensors) holds what an export needs and no logit depends on.
+        `carried` (a dict of tensors) holds what an export needs but no logit depends on.
 
     Raises:
-        UserError: the file cannot be read, contradicts itself, or does not show which network it is of.
+        UserError: the file cannot be read, contradicts itself, or does not show which network it belongs to.
     """
     import torch
 

@@ -19,7 +19,7 @@ from utils.errors import UserError, did_you_mean, listed
 
 Model = TypeVar("Model", bound=nn.Module)
 
-#: Beginnings of the names of classifiers in the published image networks (1000 classes).
+#: Name prefixes of the classifiers in the published image networks (1000 classes).
 _IMAGE_CLASSIFIERS = ("fc.", "classifier.")
 _KINDS = ("images", "clips")  # indexed by `video`
 _OUR_CLASSIFIERS = ("classifier.", "aux_head.fc.")
@@ -39,7 +39,7 @@ def function(name: str) -> Callable[..., nn.Module]:
 
 
 def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> nn.Module:
-    """Build a backbone without classifier: of images, (N, 3, H, W) -> (N, feature_dim), or one of `networks.VIDEO`.
+    """Build a backbone without classifier: for images, (N, 3, H, W) -> (N, feature_dim), or one of `networks.VIDEO`.
 
     Raises:
         UserError: no backbone has this name, or it is of the other kind.
@@ -57,7 +57,7 @@ def feature_dim(backbone: nn.Module) -> int:
 
 
 def load(model: Model, pretrained: bool | str, backbone: str, *, encoder_only: bool = False) -> Model:
-    """Fill `model.backbone`, and what else fits, with earlier weights.
+    """Fill `model.backbone`, and whatever else fits, with existing weights.
 
     A line about the weights remains in `model.pretrained_note`.
 

@@ -36,7 +36,7 @@ def class_scores(classifier: nn.Linear, features: Tensor) -> Tensor:
 def segmental_consensus(features: Tensor, dropout: nn.Module, classifier: nn.Linear, consensus: str) -> Tensor:
     """Average over the frames of a clip (Wang et al. 2016, arXiv:1608.00859, section 3.1, average consensus).
 
-    In evaluation both orders give the same scores, since the classifier is linear. In training "logits" drops other
+    In evaluation both orders give the same scores, since the classifier is linear. In training "logits" drops different
     features in each frame (TSN and TSM repositories), "features" drops one set for the clip (MMAction2, PaddleVideo).
 
     Args:

@@ -22,7 +22,7 @@ from methods.vjepa2 import CrossAttention
 from networks.vit3d import Attention, VisionTransformer3D
 from utils.errors import UserError, did_you_mean
 
-CELLS = 4  # cells along the short side that a map has at least, if a layer of the network has so many
+CELLS = 4  # least number of cells along the short side of a map, if a layer of the network has that many
 _ROWS = 512  # rows of an attention matrix that are in memory at a time
 
 #: An attention layer and the inputs of its forward pass.
@@ -57,8 +57,8 @@ def stages(net: nn.Module) -> list[str]:
 def choose_layer(net: nn.Module, clip: Tensor) -> str:
     """Return the last stage whose map of this clip has at least CELLS cells along its short side.
 
-    The last stage contains most of the class, and section 3 of the paper takes it. On small frames it has one or two
-    cells, which show no place. If no stage has CELLS cells, return the first one with the most cells.
+    The last stage is the most specific to the class, and section 3 of the paper uses it. On small frames it has one or
+    two cells, which cannot show a place. If no stage has CELLS cells, return the first one with the most cells.
 
     Args:
         net: in evaluation mode.
@@ -157,7 +157,7 @@ def _as_map(output: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _output_of(net: nn.Module, name: str, *, leaf: bool = False) -> Iterator[list[Tensor]]:
-    """Keep the outputs of a layer within the context; as leaves, gradients with respect to them can be taken.
+    """Keep the outputs of a layer within the context, as leaves, to take gradients with respect to them.
 
     The network continues with a copy, because a later layer may write into its input.
     """

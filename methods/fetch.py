@@ -86,9 +86,9 @@ def download(url: str, target: Path) -> str:
     if target.exists():
         if expected and not files.sha256(target).startswith(expected):
             raise UserError(
-                f"fetch: {target} is there, but its sha256 does not begin with {expected}; remove it and fetch again"
+                f"fetch: {target} exists, but its sha256 does not begin with {expected}; remove it and fetch again"
             )
-        return f"{target} is there already"
+        return f"{target} already exists"
 
     part = target.with_name(target.name + ".part")
     try:
@@ -103,7 +103,7 @@ def download(url: str, target: Path) -> str:
         if expected and not digest.startswith(expected):
             _drop(part)
             raise UserError(
-                f"fetch: what {url} sent has sha256 {digest[:16]}..., the name {target.name} asks for {expected}...; "
+                f"fetch: the file from {url} has sha256 {digest[:16]}..., not {expected}... as in {target.name}; "
                 "nothing was installed"
             )
         # the rename comes last: a file of this name is always whole
@@ -112,7 +112,7 @@ def download(url: str, target: Path) -> str:
     except OSError as error:
         raise UserError(f"fetch: cannot write {target}: {error.strerror or error}") from error
 
-    checked = f"begins with {expected} as the name says" if expected else "not checked: the name carries no hash"
+    checked = f"begins with {expected}, as in its name" if expected else "not checked: the name contains no hash"
     return f"{target} ({target.stat().st_size / 2**20:.1f} MiB, sha256 {digest}, {checked})"
 
 
@@ -151,12 +151,14 @@ def _receive_with_retries(url: str, part: Path) -> None:
                 _drop(part)
             # other codes below 500 will not change with a retry
             elif error.code < 500:
-                raise UserError(f"fetch: {url}: the server answers {error.code} {error.reason}; see --url") from error
-            reason = f"the server answers {error.code}"
+                raise UserError(f"fetch: {url}: the server returned {error.code} {error.reason}; see --url") from error
+            reason = f"the server returned {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(getattr(error, "reason", error))
         except ValueError as error:  # a redirect to something that is not an address
-            raise UserError(f"fetch: {url}: the server sends us to what is not an address ({error})") from error
+            raise UserError(
+                f"fetch: {url}: the server redirects to something that is not an address ({error})"
+            ) from error
 
         # progress resets the count: a slow line may break often
         attempt = 1 if _size(part) > before else attempt + 1
@@ -188,7 +190,7 @@ def _receive(url: str, part: Path) -> None:
 
         if have and not _goes_on(answer.headers.get("Content-Range"), have, note, now):
             _drop(part)
-            raise ConnectionError("the server has another file there by now")
+            raise ConnectionError("the file on the server has changed")
 
         with part.open("ab" if have else "wb") as file:
             if not have:  # written after the old bytes are gone, so that a note never describes them
@@ -209,7 +211,7 @@ def _range_headers(have: int, note: dict[str, Any]) -> dict[str, str]:
 
 
 def _goes_on(content_range: str | None, have: int, note: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return True if a response continues the part, also from a server that ignores If-Range."""
+    """Return True if a response continues the part, even from a server that ignores If-Range."""
     begins = re.match(r"bytes (\d+)-", content_range or "")
     if begins is not None and int(begins[1]) != have:
         return False

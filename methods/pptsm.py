@@ -2,7 +2,7 @@
 
 * TSM on ResNet-vd with leaky ReLU. PaddleVideo's shift differs from the TSM repository's in three ways, which are the
   defaults here so that its weights fit: the two folds are exchanged, a fold is 1/T of the channels, and every block
-  shifts, also in ResNet-101.
+  shifts, even in ResNet-101.
 * Choose it instead of TSM for the same cost and a better recipe.
 """
 
@@ -35,7 +35,7 @@ def build(
     ResNet-50-vd has 24,346,864 parameters with 400 classes.
 
     Args:
-        backbone: resnet50_vd, or resnet50 for short; 18, 34 and 101 alike.
+        backbone: resnet50_vd, or resnet50 for short; likewise 18, 34 and 101.
         num_class: K.
         num_segments: T.
         dropout: probability before the classifier, in each frame.

@@ -43,7 +43,7 @@ def build(
     ResNet-50-vd has 24,346,864 parameters with 400 classes.
 
     Args:
-        backbone: resnet50_vd, or resnet50 for short; 18, 34 and 101 alike.
+        backbone: resnet50_vd, or resnet50 for short; likewise 18, 34 and 101.
         num_class: K.
         num_segments: T (3, or 8 for the dense models).
         dropout: probability before the classifier, once per clip (PaddleVideo: 0.4).

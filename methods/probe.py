@@ -241,7 +241,7 @@ def build(
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     if not lr_mults or min(lr_mults) <= 0 or min(decays, default=0) < 0:
-        raise ValueError("lr_mults must be one or more numbers above 0, and decays numbers from 0 on")
+        raise ValueError("lr_mults must be one or more numbers above 0, and decays numbers of at least 0")
     if encoder == "images":
         network = _backbones.make(backbone, backbone_options)
         without, own_heads = (), IMAGE_HEADS
@@ -276,7 +276,7 @@ def build(
         decays=decays,
     )
 
-    # names that the encoder of this method does without are no misfits
+    # names that this method's encoder does not need are not mismatches
     model.weights_without = without
     _backbones.load(model, pretrained, backbone, encoder_only=True)
     if pretrained:

@@ -29,7 +29,7 @@ class TSN(nn.Module):
         consensus: "logits" or "features" (see `segmental_consensus`).
         fc_std: standard deviation of the classifier's initial weights.
         partial_bn: in training every BN layer but the first keeps its statistics, scale and shift (section 3.2).
-        norm_eval: in training all BN layers normalise by their running statistics and keep them; scale and shift learn.
+        norm_eval: in training all BN layers use and keep their running statistics; scale and shift learn.
 
     Attributes:
         frames_per_clip: T.
@@ -84,7 +84,7 @@ class TSN(nn.Module):
 
         With partial_bn all BN layers but the first stay as they are in both, with norm_eval the statistics of all do.
         """
-        # also at each `model.train()` of a loop, which would undo it
+        # needed after each `model.train()` of a loop, which would undo it
         super().train(mode)
         norms = [module for module in self.backbone.modules() if isinstance(module, _BatchNorm)]
 

@@ -225,6 +225,6 @@ def build(
         init_scale=init_scale,
     )
 
-    # The number of heads leaves no trace in the tensors: a file must state it, or the user.
+    # The number of heads leaves no trace in the tensors: the file or the user must give it.
     model.options_left_open = ("pooler_heads",) if pooler_heads is None else ()
     return _backbones.load(model, pretrained, backbone)

@@ -43,7 +43,7 @@ class Conv3d(nn.Conv3d):
             return super().forward(input)
 
         time, *space = self.kernel_size
-        # The kernel, stride and padding of space do nothing: only time is left.
+        # The spatial kernel, stride and padding do nothing: only time is left.
         still = (*space, *self.stride[1:], *self.padding[1:]) == (1, 1, 1, 1, 0, 0)
         if still and (self.groups > 1 or (self.in_channels < _FEW_CHANNELS and time > 1)):
             return self._over_time(input)

@@ -15,7 +15,7 @@ Three = tuple[int, int, int]
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """`nn.MaxPool2d`, deterministic on request; see the module's text."""
+    """`nn.MaxPool2d`, deterministic on request; see the module docstring."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima: (N, C, H, W) -> (N, C, H', W')."""
@@ -28,7 +28,7 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 class MaxPool3d(nn.MaxPool3d):
-    """`nn.MaxPool3d` with a kernel that covers either time or space; see the module's text."""
+    """`nn.MaxPool3d` with a kernel that covers either time or space; see the module docstring."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima: (B, C, T, H, W) -> (B, C, T', H', W')."""

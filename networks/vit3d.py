@@ -6,7 +6,7 @@
 * State-dict names are those of the original files: `patch_embed`, `blocks.N.{norm1,attn,norm2,mlp}`, `norm`.
 * Slots (`nn.Identity`, no state-dict key): `drop_path1` and `drop_path2` of a block get what its two branches add to
   the residual stream, `attn.attention_drop` gets the attention weights. Methods put layers with random draws there.
-* The residual stream is at least float32, also under autocast.
+* The residual stream is at least float32, even under autocast.
 """
 
 from __future__ import annotations

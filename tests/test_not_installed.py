@@ -59,7 +59,7 @@ def test_the_environment_of_the_repository_is_named_where_there_is_one(clone: Pa
     (clone / ".venv/bin/python").symlink_to(sys.executable)
     done = run(["python3", "main.py", "list"], clone)
     assert done.returncode == 2
-    assert f"take {clone}/.venv/bin/python in place of python" in done.stderr
+    assert f"use {clone}/.venv/bin/python instead of python" in done.stderr
     assert "make install" not in done.stderr
 
 

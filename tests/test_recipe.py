@@ -91,7 +91,7 @@ def test_a_state_without_averages_is_refused(
     state = torch.load(calm / "ckpt.pth.tar", weights_only=True)
     damage(state["optimizer"]["state"][3])
     torch.save(state, exp / "ckpt.pth.tar")
-    with pytest.raises(UserError, match=f"state is of a different model or recipe \\({says}"):
+    with pytest.raises(UserError, match=f"state is from a different model or recipe \\({says}"):
         main.train(exp, overrides=[*words(), f"common.val_source={calm / 'few.txt'}"])
 
 

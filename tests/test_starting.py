@@ -170,8 +170,8 @@ FOREIGN = {
     "no shards": (lambda state: without(state, "shards"), "it has no: shards"),
     "no optimizer": (lambda state: without(state, "optimizer"), "it has no: optimizer"),
     "no config": (lambda state: state.update(config=None), "not what a run writes: config"),
-    "other parameter groups": (other_groups, "the optimiser's state is of a different model or recipe"),
-    "other shapes": (other_shapes, "the optimiser's state is of a different model or recipe"),
+    "other parameter groups": (other_groups, "the optimiser's state is from a different model or recipe"),
+    "other shapes": (other_shapes, "the optimiser's state is from a different model or recipe"),
     "other weights": (other_weights, "weights of a different model"),
 }
 

@@ -1,8 +1,8 @@
 """Memory of a step on the CPU: freed tensors stay with the process, so that the next step gets no new pages.
 
 glibc hands a large block back to the kernel when it is freed, and the kernel clears each page that it gives out again.
-A step frees and takes all its activations: for MobileNetV2 that was half of the CPU time. Blocks of 4 MiB and more
-still go back: among them, what is kept breaks into pieces that fit nothing, and the peak rises by a fifth. The end of
+A step allocates and frees all its activations: for MobileNetV2 that was half of the CPU time. Blocks of 4 MiB and more
+still go back: if kept, they break into pieces that fit nothing, and the peak rises by a fifth. The end of
 the heap goes back too when more than 256 MiB of it are free. Otherwise blocks of 4 MiB and more move into the heap step
 by step, and the peak rises by a tenth.
 """
@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
         return False
     try:
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018  musl has a mallopt() too, with other numbers
+        library.gnu_get_libc_version  # noqa: B018  musl has a mallopt() too, with different numbers
         mallopt = library.mallopt
     except (OSError, AttributeError):
         return False

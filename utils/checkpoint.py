@@ -122,7 +122,7 @@ def find(folder: Path, check: Check = _accept) -> ResumePoint | None:
 
     # Never start over silently: that would overwrite what may still be repaired.
     if chosen is None:
-        failures = "; ".join(f"{path.name} is passed over: {reason}" for path, reason in reasons.items())
+        failures = "; ".join(f"{path.name} is skipped: {reason}" for path, reason in reasons.items())
         raise UserError(
             f"{folder}: no checkpoint can be read ({failures}). Put a good one back, "
             "or start over with --fresh, which moves the old run to old/"
@@ -152,7 +152,7 @@ def _passed_over(
 ) -> list[str]:
     """Return the log lines that explain why `find` skipped the files that a reader would have expected."""
     if chosen.name == LATEST:
-        return [f"{path.name} is passed over: {reasons[path]}" for path in reasons if split_name(path.name)[1]]
+        return [f"{path.name} is skipped: {reasons[path]}" for path in reasons if split_name(path.name)[1]]
 
     lines = [] if os.path.lexists(chosen.with_name(LATEST)) else [f"{LATEST} is missing"]
     token, step = orders[chosen] or (0, 0)
@@ -160,10 +160,10 @@ def _passed_over(
     for path in present:
         order = orders[path]
         if path in reasons:
-            lines.append(f"{path.name} is passed over: {reasons[path]}")
+            lines.append(f"{path.name} is skipped: {reasons[path]}")
         elif order and order < (token, step):
             earlier = f", of start {order[0]} and not {token}" if order[0] < token else ""
-            lines.append(f"{path.name} is passed over: it is older (step {order[1]}{earlier})")
+            lines.append(f"{path.name} is skipped: it is older (step {order[1]}{earlier})")
 
     return lines
 
@@ -263,7 +263,7 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Res
         chosen = ResumePoint(path, load(path), [])
         if chosen.state.get("step") != step:
             raise UserError(
-                f"{path}: rank 0 reads step {step}, this rank {chosen.state.get('step')}: not one file system"
+                f"{path}: rank 0 reads step {step}, this rank {chosen.state.get('step')}: is it the same file system?"
             )
     world.barrier()  # rank 0 may now rename what the others have read
     return chosen
@@ -371,9 +371,9 @@ def check_resume(
     refused = [f"  {key}: {old!r} -> {new!r}" for key, old, new, free in changes if not free]
     if refused:
         raise UserError(
-            f"the config has changed what this run means (it stands at step {state.get('step')}):\n"
+            f"the config has changed what this run means (it is at step {state.get('step')}):\n"
             + "\n".join(refused)
-            + "\nUndo the change to go on, or start over with --fresh, which moves the old run to old/"
+            + "\nUndo the change to continue, or start over with --fresh, which moves the old run to old/"
         )
     return [f"config: {key}: {old!r} -> {new!r} (allowed on resume)" for key, old, new, _ in changes]
 

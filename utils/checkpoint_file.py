@@ -246,7 +246,7 @@ def _os_error(error: BaseException) -> OSError | None:
 
 def _failed_text(folder: Path, name: str, state: CheckpointContent, cause: OSError) -> str:
     any_saved = any(os.path.lexists(folder / known) for known in (LATEST, PREVIOUS, BEST))
-    kept = "what was saved before it is as it was" if any_saved else "none was saved before it"
+    kept = "earlier checkpoints are unchanged" if any_saved else "none was saved before it"
 
     if cause.errno not in _NO_SPACE:
         return f"{folder / name}: the checkpoint could not be written ({cause.strerror or cause}); {kept}"

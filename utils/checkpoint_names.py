@@ -121,7 +121,7 @@ def publish(source: Path, target: Path) -> None:
 def settle(folder: Path, token: int, *, keep: bool) -> None:
     """Undo what a late rename of an earlier start has changed.
 
-    The kept names of `token` say which files LATEST and BEST are. The kept names of earlier starts are removed.
+    The kept names of `token` show which files LATEST and BEST are. The kept names of earlier starts are removed.
 
     Args:
         folder: the experiment folder; the caller holds its lock and the highest token.

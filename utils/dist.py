@@ -106,7 +106,7 @@ class World:
         if failure is not None:
             raise failure
         if failed:
-            raise AgreedError("rank 0 could not go on")
+            raise AgreedError("rank 0 could not continue")
 
     def barrier(self) -> None:
         """Return when every rank has arrived. Raises RankLostError."""
@@ -171,7 +171,7 @@ def join(expected: int | None = None, *, seconds: float | None = None, device: s
         expected = integer(os.environ, "ZOETROPE_RANKS")
     if expected is not None and expected != place.size:
         raise UserError(
-            f"{expected} ranks were asked for but {place.scheduler or 'this command'} started {place.size}: "
+            f"{expected} ranks were requested, but {place.scheduler or 'this command'} started {place.size}: "
             f"start {expected} processes (train.sh does), or ask for {place.size} with ZOETROPE_RANKS={place.size}"
         )
 
@@ -293,7 +293,7 @@ def _meet(place: Place, seconds: float) -> Store:
     if size != str(place.size):
         raise UserError(f"{where}: others at {host}:{port} count {size} ranks: do two jobs share MASTER_PORT?")
     if arrived != 1:
-        raise UserError(f"two processes say they are {where} at {host}:{port}: do two jobs share MASTER_PORT?")
+        raise UserError(f"two processes claim to be {where} at {host}:{port}: do two jobs share MASTER_PORT?")
 
     # Wait for one key of each rank: the store knows who is missing if time runs out.
     keys = [f"rank{rank}" for rank in range(place.size)]

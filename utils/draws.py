@@ -120,7 +120,7 @@ class Dropout(nn.Module):
 class DropPath(Dropout):
     """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drop a residual branch for whole rows of the batch.
 
-    Masks and options as of `Dropout`; the branches of the other rows are scaled by 1 / (1 - p).
+    Masks and options as for `Dropout`; the branches of the other rows are scaled by 1 / (1 - p).
     """
 
     def _at_random(self, x: torch.Tensor) -> torch.Tensor:

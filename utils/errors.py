@@ -23,7 +23,7 @@ from typing import NoReturn
 
 _arrivals: Counter[str] = Counter()  # how often this process has come to each fail point
 _ends_at_once = False
-_EXIT_FILE = "ZOETROPE_EXIT_FILE"  # environment variable: the launcher reads exit codes and errors beside this file
+_EXIT_FILE = "ZOETROPE_EXIT_FILE"  # environment variable: the launcher reads exit codes and errors next to this file
 _FAIL_ACTIONS = {
     "kill": signal.SIGKILL,
     "stop": signal.SIGSTOP,
@@ -70,7 +70,7 @@ _OF_THE_MACHINE = {
 class UserError(Exception):
     """An error that the user can fix. `main.py` and `launch` print the text and leave with exit code 2.
 
-    The text is one clear sentence (or one line per problem) that names the file, line, key or host and says what to do.
+    The text is one clear sentence (or one line per problem) that names the file, line, key or host and what to do.
     """
 
 
@@ -117,7 +117,7 @@ def counted(number: int, noun: str) -> str:
 def rank_from_environment() -> int:
     """Return the rank of this process by the variables of torchrun or SLURM; 0 if alone. Needs no torch.
 
-    A variable that is not a number counts as 0: what reports an error must not fail on it.
+    A variable that is not a number counts as 0: code that reports an error must not fail on it.
     """
     # sbatch sets SLURM_PROCID in the batch script too, which is not a rank.
     default = os.environ.get("SLURM_PROCID", "0") if "SLURM_STEP_ID" in os.environ else "0"
@@ -240,15 +240,15 @@ def _how_to_install() -> str:
     python = root / ".venv/bin/python"
 
     if python.exists() and Path(sys.prefix).resolve() != python.parents[1].resolve():
-        return f"this repository has an environment of its own: take {python} in place of python"
-    return f"run `make install` in {root} once, then take {python} in place of python"
+        return f"this repository has an environment of its own: use {python} instead of python"
+    return f"run `make install` in {root} once, then use {python} instead of python"
 
 
 def report_error(error: Exception) -> None:
     """Print an error once, where the user reads it.
 
     Rank 0 or a single process prints it. An error that all ranks agree on has been printed by rank 0. Another rank
-    writes its own error beside the launcher's exit file, and the launcher prints it unless rank 0 has printed the same.
+    writes its own error next to the launcher's exit file. The launcher prints it unless rank 0 has printed the same.
     Without a launcher that rank prints it itself.
     """
     if isinstance(error, AgreedError) and rank_from_environment() != 0:
@@ -289,7 +289,7 @@ def refuse_odd_file(path: str | os.PathLike[str]) -> None:
 
 
 def check_repository(root: Path) -> None:
-    """Refuse to run with somebody else's `datasets`: it is a common name for a package.
+    """Refuse to run with someone else's `datasets`: it is a common name for a package.
 
     Raises:
         UserError: another package of that name comes first on the path.

@@ -157,7 +157,7 @@ class BadSamples:
         if enforce and len(counted) > self.limit:
             self._stop(step)
             raise UserError(
-                f"{len(counted)} of {self.videos} videos could not be read in epoch {epoch}, data.bad_budget allows "
+                f"{len(counted)} of {self.videos} videos could not be read in epoch {epoch}; data.bad_budget allows "
                 f"{self.limit}; each is named in {self.exp / LEDGER}"
             )
 

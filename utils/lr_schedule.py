@@ -49,7 +49,7 @@ def lr_at(
         lr_mults: one factor for each of lr_steps.
         warmup_type: one of WARMUPS.
         epoch_iters, warmup_epoch_iters: iterations per epoch, not necessarily whole: S, or the k of the warm-up,
-            changes only where an epoch begins, rounded like all lengths in epochs. None: it changes in every iteration.
+            changes only when an epoch begins, rounded like all lengths in epochs. None: it changes in every iteration.
         begin: first iteration of the cosine, if it differs (`begin` of MMAction2's schedulers).
 
     Raises:

@@ -83,9 +83,9 @@ class Metric:
         title: its name in text and on pages.
         labels: lists that have it: with one label per video, several, or both (None).
         places: where it is shown besides the results themselves.
-        head: its name in tables, if another than `title`.
-        line: its name in the line of a validation, if another than `title`.
-        curve: its tag in TensorBoard, if another than `<name>_val`.
+        head: its name in tables, if not `title`.
+        line: its name in the line of a validation, if not `title`.
+        curve: its tag in TensorBoard, if not `<name>_val`.
         digits: decimal places in the line of a validation.
         unit: appended to the number on a page.
         needs_views: it looks at single views, so only an evaluation itself has it.

@@ -59,7 +59,7 @@ class _AdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Step all parameters by one kernel. It walks raw memory, so gradients get the strides of their parameter."""
+        """Step all parameters with one kernel. It walks raw memory, so gradients get the strides of their parameter."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 gradient = parameter.grad
@@ -308,6 +308,6 @@ def _match_memory_format(optimizer: Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         for name in _OF_STATE:
             buffer = state.get(name)
-            # A different shape is kept: a copy would broadcast it and hide that the checkpoint is of a different model.
+            # A different shape is kept: a copy would broadcast it and hide that the checkpoint has a different model.
             if buffer is not None and buffer.shape == parameter.shape and buffer.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(buffer)

@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one sentence, like all mistakes here, and prints no pages of usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise a UserError that says what is wrong with the command line and suggests the nearest known word."""
+        """Raise a UserError that explains what is wrong with the command line and suggests the nearest known word."""
         # argparse passes only its message: take the mistyped word out of it.
         near = ""
         if choice := _CHOICE.search(message):

@@ -1,11 +1,11 @@
 """Define the rule for equal scores, and the metrics of ranked scores: average precision, and those of YouTube-8M.
 
-Of equal scores the class with the higher index ranks first (the rule of MMAction2's top-k), so that top-1, predictions,
-curves and the confusion matrix always agree. `before`, `order` and `predictions` implement this rule, and no other code
-compares scores of classes.
+Among equal scores, the class with the higher index ranks first (the rule of MMAction2's top-k), so that top-1,
+predictions, curves and the confusion matrix always agree. `before`, `order` and `predictions` implement this rule, and
+no other code compares scores of classes.
 
 Scores are (N, K), targets (N, K) bool: which classes a video shows. A row of nan is a video that could not be read: it
-is right for no label.
+counts as wrong for every label.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def order(scores: np.ndarray) -> np.ndarray:
 def predictions(scores: np.ndarray) -> np.ndarray:
     """Return the class that ranks first: (N, K) -> (N,) int64; -1 for a row with a nan."""
     scores = np.asarray(scores)
-    # argmax takes the first maximum, so of the reversed columns that with the higher index.
+    # argmax takes the first maximum: in the reversed columns, the one with the higher index.
     first = scores.shape[1] - 1 - scores[:, ::-1].argmax(axis=1)
     return np.where(np.isnan(scores).any(axis=1), -1, first)
 
@@ -115,7 +115,7 @@ def precision_at_equal_recall(scores: np.ndarray, targets: np.ndarray) -> float:
 def global_average_precision(scores: np.ndarray, targets: np.ndarray, top: int = 20) -> float:
     """Return YouTube-8M's GAP: the average precision over the pooled first `top` predictions of all videos.
 
-    Predictions are ordered by score over all videos. Recall refers to all labels, also to those outside the first
+    Predictions are ordered by score over all videos. Recall refers to all labels, including those outside the first
     `top`.
     """
     scores, targets = _lowest_if_unread(scores), np.asarray(targets, dtype=bool)
@@ -125,7 +125,7 @@ def global_average_precision(scores: np.ndarray, targets: np.ndarray, top: int =
 
     places = order(scores)[:, :top]  # (N, top)
     pooled = np.take_along_axis(scores, places, axis=1).ravel()  # (N * top,)
-    # Videos that could not be read have -inf scores and are right nowhere.
+    # Videos that could not be read have -inf scores and are never right.
     right = (np.take_along_axis(targets, places, axis=1) & np.isfinite(scores[:, :1])).ravel()
     right = right[np.argsort(-pooled, kind="stable")]
 

@@ -13,7 +13,7 @@ LEAST, LONG = 6, 16  # letters: shorter values occur in too many words, longer o
 _SECRET_NAME = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
 _PLACES = ("_FILE", "_DIR", "_PATH")  # such a variable names the place of a secret, not the secret
 _USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
-_known: set[str] = set()  # secrets from files, beside those of the environment
+_known: set[str] = set()  # secrets from files, in addition to those of the environment
 
 
 def add_file(path: str | os.PathLike[str]) -> None:
@@ -41,7 +41,7 @@ def from_environment() -> frozenset[str]:
 
 
 def hidden(text: str) -> str:
-    """Return a text without known secrets and without values of environment variables with a telling name."""
+    """Return a text without known secrets and without values of environment variables whose names suggest a secret."""
     # Longest first: a secret that contains another one must go as a whole.
     for secret in sorted(from_environment() | _known, key=len, reverse=True):
         if len(secret) < LONG and (secret.isalpha() or secret.isdigit()):  # it may be part of another word or number

@@ -3,7 +3,7 @@
 A ring all-reduce adds the ranks' numbers in an order that depends on a number's place in the message. So two runs agree
 bit for bit only if every gradient always has the same place. `torch.nn.parallel.DistributedDataParallel` arranges its
 messages a second time after the first backward pass of each process. With three or more ranks, a run that stopped and
-resumed would then end with other bits than one that did not stop. Here the places follow from the model alone.
+resumed would then end with different bits from one that did not stop. Here the places follow from the model alone.
 
 Uses public torch only: hooks on the parameters and asynchronous all-reduces.
 """

@@ -16,7 +16,7 @@ from utils.checkpoint_names import BEST, LATEST, PREVIOUS
 from utils.errors import UserError, fail_point, refuse_odd_file
 
 # What a training run leaves in its folder, in the order in which --fresh moves it. The latest checkpoint goes last, so
-# that a process killed in between leaves either the old run or none. Of jobs/ only the reports on bad samples move: the
+# that a process killed in between leaves either the old run or none. In jobs/ only the reports on bad samples move: the
 # rest is our lock and the scheduler's output.
 _BAD_SAMPLES = ("jobs/bad_samples.json", "jobs/bad_samples.jsonl")
 _CHECKPOINTS = (BEST, PREVIOUS, LATEST)
@@ -166,7 +166,7 @@ class RunDir:
         if not ours:
             raise UserError(
                 f"{self.exp}: another process has taken this folder while this one was silent or its lock was gone; "
-                f"this one writes nothing more. Let that one go on, or stop it and start again ({self._lock_file})"
+                f"this one writes nothing more. Let that one continue, or stop it and start again ({self._lock_file})"
             )
 
     def _is_ours(self) -> bool:
@@ -189,7 +189,7 @@ class RunDir:
             raises.
 
         Raises:
-            UserError: as `look`, also if that is why the block failed.
+            UserError: as `look`, even if that is why the block failed.
         """
         assert self._held is not None, "between lock and close"
         self.look(before_writing=True)
@@ -278,7 +278,7 @@ class RunDir:
 
 
 def _require_writable(folder: Path) -> None:
-    """Raise the error that the first checkpoint would meet hours later in a folder of another user."""
+    """Raise the error that the first checkpoint would meet hours later in another user's folder."""
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 

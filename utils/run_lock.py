@@ -34,7 +34,7 @@ class Holder:
 
     token: str
     host: str = "?"
-    machine: str = ""  # boot and pid namespace: a pid means the same process only where this is equal
+    machine: str = ""  # boot and pid namespace: a pid means the same process only if this is equal
     pid: int = 0
     ticks: int = 0  # the process's start in clock ticks since boot
     since: str = "?"

@@ -1,6 +1,6 @@
 """Turn signals into flags that ask a run to stop, and end processes whose parent has died.
 
-A handler only sets a flag; the ranks agree on the flag at a step boundary. This is a separate file beside `errors`,
+A handler only sets a flag; the ranks agree on the flag at a step boundary. This is a file separate from `errors`,
 because what a handler may do must be short enough to check (docs/decisions.md).
 
 How a process ends with its parent:
@@ -126,7 +126,7 @@ def stop_announcement() -> str | None:
     """Return the line for a Ctrl-C at a terminal; None under a launcher or on another rank, which print theirs."""
     if "ZOETROPE_EXIT_FILE" in os.environ or os.environ.get("RANK", "0") != "0" or "SLURM_PROCID" in os.environ:
         return None
-    return "stopping: this run saves its state and leaves; Ctrl-C once more ends it at once"
+    return "stopping: this run saves its state and leaves; press Ctrl-C again to end it immediately"
 
 
 # ---------------------------------------------------------------- with the parent

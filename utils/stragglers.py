@@ -113,8 +113,8 @@ def find_stragglers(
 
     if waiting > SHARE_OF_DATA * step:
         text = (
-            f"reading holds training up: {waiting:.3f} s of the {step:.3f} s of a step are waiting for clips, "
-            f"{computing:.3f} s the forward pass (mean of the ranks); raise workers, or read smaller files"
+            f"reading delays training: a step of {step:.3f} s waits {waiting:.3f} s for clips, and its forward pass "
+            f"takes {computing:.3f} s (mean of the ranks); raise workers, or read smaller files"
         )
         findings.append(("data", None, text))
 

@@ -141,11 +141,11 @@ class _CpuGroupNorm(torch.autograd.Function):
 
 
 class _GpuGroupNorm(torch.autograd.Function):
-    """Batch norm over the rows of all ranks of a process group by torch's CUDA kernels.
+    """Batch norm over the rows of all ranks of a process group, with torch's CUDA kernels.
 
-    `torch.nn.SyncBatchNorm` allows for ranks without rows: it selects the others by a boolean mask, for which the host
-    waits three times in each layer. Here all ranks have equally many rows (`ShardPlan`), so nothing is selected and the
-    host never waits.
+    `torch.nn.SyncBatchNorm` allows for ranks without rows: it selects the others with a boolean mask, for which the
+    host waits three times in each layer. Here all ranks have the same number of rows (`ShardPlan`), so nothing is
+    selected and the host never waits.
     """
 
     @staticmethod
@@ -218,7 +218,7 @@ def _wide(per_channel: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def convert(model: nn.Module, shards: ShardPlan, *, sync_stats: bool) -> nn.Module:
-    """Replace every BatchNorm1d/2d/3d (and SyncBatchNorm) by a GroupBatchNorm over `shards.group_size` shards.
+    """Replace every BatchNorm1d/2d/3d (and SyncBatchNorm) with a GroupBatchNorm over `shards.group_size` shards.
 
     The model is changed in place; if the model is itself one batch norm, the returned module is new. Parameters and
     buffers stay the same tensors under the same names. Every rank must call this, because it creates process groups.
@@ -293,7 +293,7 @@ class BnStats:
     points.
 
     With `bn_sync_stats` a step moves the running statistics towards the mean of the batch statistics of all groups,
-    alike on all ranks. Without it each group of the global batch has separate running statistics, and the model's
+    the same on all ranks. Without it each group of the global batch has separate running statistics, and the model's
     buffers hold those of group 0 as of the last `for_evaluation`. Layers in eval mode during the step (partial BN) do
     not move.
     """
@@ -410,12 +410,12 @@ class BnStats:
         Call this after the model's load_state_dict.
 
         Raises:
-            UserError: the state is of a different model, number of groups or `bn_sync_stats`.
+            UserError: the state is from a different model, number of groups or `bn_sync_stats`.
         """
         if self._group_running is None:
             if state is not None:
                 raise UserError(
-                    "the checkpoint was written with bn_sync_stats off and this run has it on: set it alike"
+                    "the checkpoint was written with bn_sync_stats off and this run has it on: use the same setting"
                 )
             return
 

@@ -85,7 +85,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class CopyStream:
-    """A stream for the copies of batches, beside the computation on the current stream.
+    """A stream for the copies of batches, parallel to the computation on the current stream.
 
     Args:
         device: a GPU.

@@ -124,7 +124,7 @@ def _class(name: int | str, names: Sequence[str]) -> int:
 
 
 def mirrored_labels(labels: Tensor, flip: Tensor, classes: Tensor) -> Tensor:
-    """Return the labels of clips of which some are mirrored.
+    """Return the labels of clips, some of which are mirrored.
 
     Args:
         labels: (B,) int64, or (B, K) with several labels per clip.
@@ -146,7 +146,7 @@ def crop_views(frames: Tensor, clip_rows: np.ndarray, boxes: np.ndarray, flips: 
     Args:
         frames: (F, H, W, C) uint8, the distinct frames of the video at test scale.
         clip_rows: (V, T) the rows of `frames` in each view.
-        boxes: (V, 4) x1, y1, x2, y2 in pixels, all of one size.
+        boxes: (V, 4) x1, y1, x2, y2 in pixels, all of the same size.
         flips: (V,) True mirrors left and right.
 
     Returns:

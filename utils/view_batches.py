@@ -1,6 +1,6 @@
 """Choose how many views of an evaluation go through the network at once, by measuring memory.
 
-The measure is memory, not time, so that the same evaluation takes the same chunks again and gives the same bits, also
+The measure is memory, not time, so that the same evaluation takes the same chunks again and gives the same bits, even
 after it was killed. On a CPU a chunk keeps the largest feature map in the caches; on a GPU it fills the memory. The
 last bits of a view's scores depend on the number of views in its chunk, not on the other views, so a chunk that is not
 full is padded. A chunk is halved when memory runs out.
@@ -152,7 +152,7 @@ class ViewBatcher:
             raise error
         if tried == 1:
             raise UserError(
-                f"one view alone does not fit into the memory of this {self.device.type} ({error}): take a smaller "
+                f"one view alone does not fit into the memory of this {self.device.type} ({error}): use a smaller "
                 "--crop-size, or fewer frames in a clip"
             ) from error
 

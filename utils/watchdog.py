@@ -252,7 +252,7 @@ class Watchdog:
         try:
             return list(now.samples())
         except Exception as error:  # noqa: BLE001  the loader may be changing its tables at this moment
-            return [f"(samples cannot be told: {type(error).__name__})"]
+            return [f"(samples unknown: {type(error).__name__})"]
 
     # ---------------------------------------------------------------- when it hangs
 
@@ -297,11 +297,11 @@ class Watchdog:
                 silent.append(f"rank {rank} has left no sign of life")
             # Three missed heartbeats.
             elif heartbeat.silent > 3 * self.beat_seconds + 1:
-                silent.append(f"{heartbeat} is silent since {heartbeat.silent:.0f} s, it was in {heartbeat.doing}")
+                silent.append(f"{heartbeat} has been silent for {heartbeat.silent:.0f} s; it was in {heartbeat.doing}")
             elif heartbeat.count < now_count:
                 names = f": {', '.join(heartbeat.samples)}" if heartbeat.samples else ""
                 since = heartbeat.seconds + heartbeat.silent
-                behind.append(f"{heartbeat} is still in {heartbeat.doing}, since {since:.0f} s{names}")
+                behind.append(f"{heartbeat} has been in {heartbeat.doing} for {since:.0f} s{names}")
 
         return silent or behind
 

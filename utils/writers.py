@@ -17,7 +17,7 @@ from utils import files, run_lock
 from utils.errors import UserError
 
 _FILE = re.compile(r"writer-(\d{1,9})\.json")
-FORGOTTEN_SECONDS = 7 * 24 * 3600.0  # a start on another machine that was silent for so long is given up
+FORGOTTEN_SECONDS = 7 * 24 * 3600.0  # after this silence, a start on another machine counts as ended
 
 
 class StartToken:
@@ -67,7 +67,7 @@ class StartToken:
         if any(token > self.token for token in _tokens(self.folder)):
             return False
         if not os.path.lexists(self.path):
-            # Without the file the next start would take this one for ended and could reuse its token.
+            # Without the file, the next start would think that this one has ended, and could reuse its token.
             with run_lock.record_of(self.path, self.me) as (record, _):
                 run_lock.create(record, self.path)
 

@@ -1,6 +1,6 @@
-"""`python main.py benchmark data EXP`: how many training clips per second each reader gives on this machine.
+"""`python main.py benchmark data EXP`: how many training clips per second each reader delivers on this machine.
 
-Measure two things. The first is one process with one thread, in turns with a bare decoding loop over the same frames:
+Measure two things. The first is one process with one thread, alternating with a bare decoding loop over its frames:
 clips per CPU-second, stored megabytes per second, and the share of each stage. The second is the training loader with
 1, 2, ... reader processes: clips per second, and whether a training step of a given length would wait for them.
 docs/data_speed.md explains the figures.
@@ -175,7 +175,7 @@ def as_table(figures: Figures) -> str:
         lines += [
             f"{row['reader']}",
             f"  one thread   {row['clips_per_cpu_s']:9.2f} clips per CPU-second   {row['mb_per_cpu_s']:8.2f} MB/s "
-            f"stored   {row['kb_per_clip']:.0f} kB a clip",
+            f"stored   {row['kb_per_clip']:.0f} kB per clip",
             f"  bare decode  {row['raw_clips_per_cpu_s']:9.2f} clips per CPU-second   reader / bare decode "
             f"{row['over_raw']:.2f} of the CPU time",
             f"  time in      {shares}",
@@ -195,5 +195,5 @@ def as_table(figures: Figures) -> str:
     for row in figures["readers"]:
         waiting = f"waits {100 * row['wait_share']:.0f} % of the time" if row["waits"] else "the GPU does not wait"
         enough = "" if row["cores_are_enough"] else f", more than the {figures['cores']} cores here"
-        lines.append(f"{need}: {row['reader']}: {waiting}; {row['workers_needed']:.0f} workers would do{enough}")
+        lines.append(f"{need}: {row['reader']}: {waiting}; {row['workers_needed']:.0f} workers would be enough{enough}")
     return "\n".join(lines)

@@ -33,7 +33,7 @@ STAGES = {
     "resizing": ("{resize}", "resize.py"),
     "plan": ("order.py", "plan.py", "sampling", "crops.py"),
 }
-_PROFILED = 16  # clips a round: a profile slows Python down, so these are not among the timed clips
+_PROFILED = 16  # clips per round: a profile slows Python down, so these are not among the timed clips
 
 
 class Bench:
@@ -43,7 +43,7 @@ class Bench:
         cfg: a loaded configuration, with the list and the root of this reader's media.
         name: name of the reader.
         folder: folder of its media, for the table.
-        clips: how many are timed at most, so that every round takes other ones.
+        clips: how many are timed at most, so that every round takes different ones.
     """
 
     def __init__(self, cfg: Config, name: str, folder: str, *, clips: int) -> None:
@@ -88,7 +88,7 @@ class Bench:
             self.cpu += time.process_time() - cpu
             self.stored += bytes_read() - before
 
-            # The bare decode of the same frames. Both run in turns, so that a slower machine slows both.
+            # The bare decode of the same frames. The two alternate, so that a slower machine slows both.
             good = [answer.plan for answer in answers if answer.plan is not None]
             self.done += len(good)
             raw = functools.partial(data_raw.decode, self.records)
@@ -121,7 +121,7 @@ class Bench:
     def figures(self) -> Figures:
         """Return the figures measured so far."""
         if not self.done:
-            raise UserError(f"benchmark data: reader {self.label} could not read one clip: {self.last_failure}")
+            raise UserError(f"benchmark data: reader {self.label} could not read a single clip: {self.last_failure}")
 
         return {
             "reader": self.label,

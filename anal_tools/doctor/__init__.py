@@ -117,7 +117,7 @@ def look(
 ) -> Iterable[tuple[str, Finding]]:
     """Run the checks one after the other; yield (name, finding) as they come.
 
-    Each check runs on its own thread and is abandoned when its time is over. A file server or a scheduler that does
+    Each check runs on its own thread and is abandoned when its time is up. A file server or a scheduler that does
     not answer then becomes a finding too.
     """
     end = time.monotonic() + seconds
@@ -125,7 +125,7 @@ def look(
         # A slow check shortens those after it, so that the doctor ends in time as a whole
         left = min(LONGEST.get(name, 5.0), end - time.monotonic())
         if left < 0.2:
-            yield name, warning(f"not checked: the {seconds:.0f} s are over", "run it again on a quieter machine")
+            yield name, warning(f"not checked: the {seconds:.0f} s are up", "run it again on a quieter machine")
             continue
 
         subject.deadline = time.monotonic() + left
@@ -143,7 +143,7 @@ def look(
 # Likely causes when a check does not answer in time
 ADVICE = {
     "slurm": "SLURM's controller is slow or down: ask the administrator",
-    "readers": "a step takes long here, so readers are no limit; `main.py benchmark data EXP` measures in full",
+    "readers": "a step takes long here, so readers are not the limit; `main.py benchmark data EXP` measures in full",
     "files": "a file server does not answer: try `ls` on the roots of the config",
     "data": "a file server does not answer: try `ls` on the roots of the config",
 }

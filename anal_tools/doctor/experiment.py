@@ -128,7 +128,7 @@ def memory(subject: Subject) -> Iterator[Finding]:
     else:
         free, where = free_memory(), "this machine"
 
-    text = f"a step takes about {size(total)} ({size(clip)} a clip), {where} has {size(free)} free"
+    text = f"a step takes about {size(total)} ({size(clip)} per clip), and {where} has {size(free)} free"
     # A tenth stays free for kernels' workspaces and fragmentation
     if total > 0.9 * free:
         fits = max(0, int((0.9 * free - fixed) / clip))
@@ -197,14 +197,14 @@ def run(subject: Subject) -> Iterator[Finding]:
     if subject.exp is None:
         yield ok(NONE)
         return
-    saved = checkpoint.find(subject.exp)  # its UserError says that none of them can be read
+    saved = checkpoint.find(subject.exp)  # its UserError reports that none of them can be read
 
     for text in saved.messages if saved else ():
-        if "passed over" in text:
+        if "is skipped" in text:
             yield warning(text, "the run would resume from an older checkpoint; look at the disk")
 
     holder = run_lock.living(subject.exp / "jobs" / "lock.json")
-    texts = [f"process {holder.pid} on {holder.host} trains here since {holder.since}"] if holder else []
+    texts = [f"process {holder.pid} on {holder.host} has been training here since {holder.since}"] if holder else []
     texts += [f"{saved.path.name}, iteration {saved.state['step']}"] if saved else []
     yield ok("; ".join(texts) or NONE)
 
@@ -226,10 +226,10 @@ def feed(subject: Subject) -> Iterator[Finding]:
 
     # Demand: the log of an earlier run is better than a measurement of one step
     taken = logged_rate(subject.exp, subject.cfg.batch_size) if subject.exp else None
-    source = "its log says" if taken else "measured"
+    source = "from its log" if taken else "measured"
     taken = taken or compute_rate(subject)
 
-    text = f"readers give {given:.1f} clips/s, the device takes {taken:.1f} ({source})"
+    text = f"readers deliver {given:.1f} clips/s, the device uses {taken:.1f} ({source})"
     if given < taken:
         processes = max(1, subject.cfg.workers)
         more = (
@@ -255,7 +255,7 @@ def reading_rate(subject: Subject) -> tuple[float, int, int]:
         answers = [bench.ask(0)]  # not timed: it opens what all clips share
         end = min(time.monotonic() + FEED_SECONDS, subject.deadline - 1)
         began, cpu, good = time.monotonic(), time.process_time(), 0
-        # Where a slow disk gave no clip in time, wait for up to three more: a rate needs one
+        # If a slow disk gave no clip in time, wait for up to three more: a rate needs one
         while len(answers) <= FEED_CLIPS and (time.monotonic() < end or good == 0 and len(answers) < 4):
             answers.append(bench.ask(len(answers)))
             good += answers[-1].ok

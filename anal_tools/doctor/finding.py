@@ -50,7 +50,7 @@ class Subject:
     Attributes:
         exp: experiment folder, if one was named.
         overrides: `key=value` texts for its config.
-        deadline: monotonic time at which the present check is abandoned.
+        deadline: monotonic time at which the current check is abandoned.
         cfg: config of `exp`, once the check `config` has loaded it.
         lists: split -> records of each list that could be read.
         parameters: number of parameters of the model, once the check `weights` has built it.
@@ -71,7 +71,7 @@ def cores() -> int:
 
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota()
-    # At least one, for a quota may be a fraction of a core
+    # At least one, because a quota may be a fraction of a core
     return allowed if quota is None else max(1, min(allowed, round(quota)))
 
 

@@ -24,9 +24,7 @@ def gpu(subject: Subject, driver: Path = DRIVER) -> Iterator[Finding]:
     if not torch.cuda.is_available():
         if driver.is_file():
             build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
-            text = (
-                f"NVIDIA driver {driver_version(driver)} is here, but torch {torch.__version__} ({build}) sees no GPU"
-            )
+            text = f"NVIDIA driver {driver_version(driver)} found, but torch {torch.__version__} ({build}) sees no GPU"
             yield bad(text, "install a torch for the driver's CUDA; look at CUDA_VISIBLE_DEVICES and `nvidia-smi`")
         else:
             yield ok(NONE)
@@ -44,9 +42,7 @@ def gpu(subject: Subject, driver: Path = DRIVER) -> Iterator[Finding]:
             continue
 
         if wrong > 1e-9:
-            yield bad(
-                f"GPU {index} ({name}) multiplies wrongly (error {wrong:.3g})", "do not use it; ask for its repair"
-            )
+            yield bad(f"GPU {index} ({name}) multiplies wrongly (error {wrong:.3g})", "do not use it; have it repaired")
         elif free < (1 - BUSY) * total:
             text = f"GPU {index} ({name}): other processes use {size(total - free)} of {size(total)}"
             yield warning(text, "`nvidia-smi` lists them; choose another with CUDA_VISIBLE_DEVICES")

@@ -98,12 +98,12 @@ def limits(subject: Subject) -> Iterator[Finding]:
     space = soft(resource.RLIMIT_AS)
     if space < float("inf"):
         findings.append(
-            warning(f"a process may address {size(space)} only, and CUDA reserves more", "ulimit -v unlimited")
+            warning(f"a process may address only {size(space)}, and CUDA reserves more", "ulimit -v unlimited")
         )
     # Threads count as processes
     processes, processes_needed = soft(resource.RLIMIT_NPROC), 64 + 8 * cores()
     if processes < float("inf") and processes - _own_tasks() < processes_needed:
-        text = f"{processes:.0f} processes and threads of this user may run, {_own_tasks()} do"
+        text = f"this user may run {processes:.0f} processes and threads, and {_own_tasks()} are running"
         findings.append(warning(text, f"ulimit -u {_own_tasks() + 4 * processes_needed}"))
 
     yield from findings or [ok(f"{files:.0f} open files, no limit of file size")]
@@ -154,7 +154,7 @@ def clock(subject: Subject, code: Path = ROOT / "main.py") -> Iterator[Finding]:
         late = code.stat().st_mtime - time.time()
         yield warning(f"this machine's clock is {late:.0f} s behind the files of the code", "let NTP set the clock")
     else:
-        yield ok(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC, as the file system has it")
+        yield ok(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC, the same as the file system's clock")
 
 
 def extras(subject: Subject) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ def cluster_file(subject: Subject) -> Iterator[Finding]:
     """Read the cluster file and the settings of each of its partitions."""
     site = cluster.load()  # its UserError names each wrong line
     for name in site.partitions:
-        site.settings(name, {})  # raises UserError where they make no sense
+        site.settings(name, {})  # raises UserError if they make no sense
     yield ok(f"{site.file}, {len(site.partitions)} partition(s)" if site.file != cluster.SHIPPED else NONE)
 
 
@@ -65,7 +65,7 @@ def ports(
     taken: Path = Path("/proc/sys/net/ipv4/ip_local_port_range"),
     kept: Path = Path("/proc/sys/net/ipv4/ip_local_reserved_ports"),
 ) -> Iterator[Finding]:
-    """Compare the ports at which the ranks of jobs meet with those that this machine takes for outgoing connections."""
+    """Compare the ports at which the ranks of jobs meet with those that this machine uses for outgoing connections."""
     first, last = schedulers.FIRST_PORT, schedulers.FIRST_PORT + 2 * schedulers.PORTS - 1
     if shutil.which("sinfo") is None or not taken.is_file():
         yield ok(NONE)
@@ -79,10 +79,10 @@ def ports(
         reserved.update(range(int(begin), int(end or begin) + 1))
 
     if any(low <= port <= high and port not in reserved for port in range(first, last + 1)):
-        text = f"ranks of jobs meet at ports {first} to {last}, and this machine takes {low} to {high} for connections"
+        text = f"ranks of jobs meet at ports {first} to {last}, and this machine uses {low} to {high} for connections"
         yield warning(text, f"ask the administrator for net.ipv4.ip_local_reserved_ports = {first}-{last}")
     else:
-        yield ok(f"jobs meet at {first} to {last}, connections take {low} to {high}")
+        yield ok(f"jobs meet at {first} to {last}, connections use {low} to {high}")
 
 
 def _fits(where: str, settings: cluster.PartitionSettings, nodes: list[list[str]]) -> Iterator[Finding]:

@@ -17,12 +17,12 @@ WRITTEN, READ = 32 << 20, 8 << 20  # bytes: in all, and of each file
 SECONDS = 1.0  # longest time of each measurement
 SLOW = 10e6  # bytes per second
 CHECKPOINTS = 4  # latest, previous, best, and the one that is being written
-ROOM = 1e9  # bytes free where the size of a checkpoint is not known
+ROOM = 1e9  # bytes that must be free if the size of a checkpoint is not known
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk(subject: Subject) -> Iterator[Finding]:
-    """Write a few megabytes beside the experiment, and compare the free space with the size of its checkpoints."""
+    """Write a few megabytes next to the experiment, and compare the free space with the size of its checkpoints."""
     # Without an experiment: where a new one would be made
     folder = subject.exp if subject.exp is not None and subject.exp.is_dir() else Path.cwd()
     try:
@@ -45,7 +45,7 @@ def disk(subject: Subject) -> Iterator[Finding]:
     elif status.f_files and status.f_favail < 1000:
         yield warning(f"{folder}: only {status.f_favail} more files can be made", "remove files: inodes run out")
     elif speed < SLOW:
-        text = f"{folder} takes {size(speed)}/s: a checkpoint takes long"
+        text = f"{folder} writes {size(speed)}/s: a checkpoint takes a long time"
         yield warning(text, "place the experiment on another disk, or raise common.save_minutes")
     else:
         yield ok(f"{folder}: {size(free)} free, writes {size(speed)}/s")
@@ -64,7 +64,7 @@ def write_speed(folder: Path) -> float:
 
 
 def data(subject: Subject) -> Iterator[Finding]:
-    """Read a few files of each list, past the page cache of this machine where that can be emptied."""
+    """Read a few files of each list, past the page cache of this machine if that can be emptied."""
     for split, records in subject.lists.items():
         paths = [Path(records.full_path(i)) for i in first_look.chosen(len(records))]
         # A folder is a video as image files: eight of them are enough
@@ -80,7 +80,7 @@ def data(subject: Subject) -> Iterator[Finding]:
             continue
 
         if speed < SLOW:
-            text = f"{records.root} gives {size(speed)}/s ({split} list)"
+            text = f"{records.root} delivers {size(speed)}/s ({split} list)"
             yield warning(text, "copy the data to a faster disk, or use `main.py preload`")
         else:
             yield ok(f"{records.root}: {size(speed)}/s ({split} list)")
@@ -90,7 +90,7 @@ def data(subject: Subject) -> Iterator[Finding]:
 
 
 def read_speed(files: list[Path]) -> float:
-    """Return how many bytes a second can be read from the files."""
+    """Return how many bytes per second can be read from the files."""
     began, count = time.perf_counter(), 0
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)

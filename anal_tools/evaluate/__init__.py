@@ -162,7 +162,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
             print(text, flush=True)
         if metrics is None:
             if stop.trouble:
-                errors.report_error(UserError(f"stopped by {stop.trouble}; the same command continues"))
+                errors.report_error(UserError(f"stopped by {stop.trouble}; run the same command to resume"))
             return STOPPED
 
         if eval_loader.read_nothing(metrics):
@@ -250,16 +250,16 @@ def about(
 
 
 def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping[str, float]) -> str:
-    """Return a line with our number beside the published one, each with its views."""
+    """Return a line with our number next to the published one, each with its views."""
     published, spec = cfg.published, protocol.spec
-    theirs = published.protocol or "views not said"
+    theirs = published.protocol or "views not stated"
     numbers = re.findall(r"\d+", theirs)  # such as "10 x 3 views": clips, crops
     same = [str(spec.num_clips), str(spec.crops_per_clip)] == numbers[:2]
 
     return (
         f"   top-1 {metrics['top1']:.2f} with {spec.num_clips} clip(s) x {spec.crops_per_clip} crop(s) of "
         f"{spec.crop_size}; published: {published.top1:g} with {theirs} ({published.source or 'no source'})"
-        + ("" if same else "; other views give another accuracy: see eval --protocol")
+        + ("" if same else "; different views give a different accuracy: see eval --protocol")
     )
 
 

@@ -78,7 +78,7 @@ def identity(
 
     # the text and the preset only name the views; the average can be chosen again later
     views = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average", "preset")}
-    # classes in the network may come from any module, also from a library of the user
+    # classes in the network may come from any module, even from one of the user's libraries
     types = {type(module).__module__ for module in net.modules()}
     reader_module = loader.loaders(cfg.data.reader)[1].__module__
 
@@ -200,7 +200,7 @@ def imports(file: Path, module: str) -> tuple[str, ...]:
 def _imports(source: bytes, package: str) -> tuple[str, ...]:
     try:
         tree = ast.parse(source)
-    except SyntaxError:  # no running code imports this file; its text counts all the same
+    except SyntaxError:  # no running code imports this file; its text still counts
         return ()
 
     names: list[str] = []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CheckpointContent = dict[str, object]  # of a checkpoint
 
 _SAME = 1e-5  # largest difference of a class probability that counts as the same score
-_TRIES = 3  # times that the weights are read, if their file is replaced while they are read
+_TRIES = 3  # how often the weights are read, if their file is replaced in the meantime
 _PROBE_SIDE = 64  # pixels; side of the clip on which `fold_bn` compares the two forms of a network
 
 
@@ -45,7 +45,7 @@ def choose_weights(exp: Path, chosen: str | None) -> Path:
         paths = [first] if os.path.lexists(first) else []
 
     if paths:
-        return paths[0]  # a damaged best checkpoint is an error, and no reason to take the latest one
+        return paths[0]  # a damaged best checkpoint is an error, not a reason to use the latest one
     raise UserError(f"{first}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 
 

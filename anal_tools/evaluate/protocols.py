@@ -81,7 +81,7 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """Return the protocol from the values of `to_dict`, also for results of earlier versions.
+        """Return the protocol from the values of `to_dict`, even for results of earlier versions.
 
         Raises:
             ValueError, TypeError, KeyError, UserError: the values are not those of a protocol.
@@ -277,7 +277,7 @@ PRESETS: dict[str, Callable[[Config], Protocol]] = {
 
 @functools.cache
 def nested_clips(sampling: Sampling, kept: int, clips: int) -> list[int] | None:
-    """Return where the `clips` clips of a smaller evaluation are among `kept` ones; None if they are others.
+    """Return where the `clips` clips of a smaller evaluation are among `kept` ones; None if they are not.
 
     The sampling rule itself decides, on videos of many lengths and frame rates.
     """
@@ -296,7 +296,7 @@ def nested_clips(sampling: Sampling, kept: int, clips: int) -> list[int] | None:
 
 @functools.cache
 def nested_crops(kept: str, rule: str) -> list[int] | None:
-    """Return the indices of the crops of `rule` among those of rule `kept`; None if they are others."""
+    """Return the indices of the crops of `rule` among those of rule `kept`; None if they are not."""
     large, small = EVAL_CROPS[kept], EVAL_CROPS[rule]
     possible = np.ones((len(small), len(large)), bool)
     # videos of many shapes, wide and tall: equal rounding on one shape may be chance

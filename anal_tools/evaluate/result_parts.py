@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from datasets.plan.views import VideoPlan
 
 PART_SECONDS = 10.0  # a killed evaluation loses at most this much work
-_NOTE = "parts.json"  # the identity of the evaluation that wrote the parts beside it, and its number of starts
+_NOTE = "parts.json"  # the identity of the evaluation that wrote the parts next to it, and its number of starts
 _ASIDE = "aside"  # the folder with the parts of an evaluation with other settings
 _COMING = "coming"  # what was in it, while the two change places
 _BLOCK = 256  # videos whose views are all in memory at once while parts are merged
@@ -418,7 +418,7 @@ def _merge(
     for array in arrays.values():
         array.flush()
 
-    # The small files beside them. All have temporary names until `_publish`.
+    # The small files next to them. All have temporary names until `_publish`.
     small = {"scores": scores.astype(np.float32), "labels": np.asarray(labels, dtype=np.int32)}
     small |= {} if targets is None else {"targets": np.asarray(targets, dtype=bool)}
     for name, array in small.items():
@@ -494,7 +494,7 @@ def _joined(
         parts.append({name: part[name] for name in ("samples", "failed", "repaired")})
 
     samples = np.concatenate([part["samples"] for part in parts]) if parts else np.zeros(0, np.int64)
-    # each sample exactly once: a killed rank or a copied file would leave a gap or a double
+    # each sample exactly once: a killed rank or a copied file would leave a gap or a duplicate
     if not np.array_equal(np.sort(samples), np.arange(videos)):
         raise UserError(
             f"{folder}: its part files have {len(samples)} rows for {videos} videos, not each exactly once; was a part "
@@ -515,7 +515,7 @@ def _synced_hash(path: Path) -> str:
 
 
 def _publish(folder: Path, names: Sequence[str]) -> None:
-    """Give the new files their names; a summary exists only while all files beside it are of one evaluation."""
+    """Give the new files their names; a summary exists only while all files next to it are of one evaluation."""
     summary = summary_file(folder)
     # first the old summary goes: without it the folder holds no result
     summary.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ from utils import files, metrics, renamed
 from utils.errors import UserError, refuse_odd_file
 
 _T = TypeVar("_T")
-_TRIES = 3  # times that a result is read, if it is replaced while it is read
+_TRIES = 3  # attempts to read a result that is replaced meanwhile
 
 
 class Cost(TypedDict, total=False):
@@ -74,7 +74,7 @@ class Summary(_AlwaysThere, total=False):
 
 
 class View(TypedDict):
-    """One view of the protocol; the box is that on the first video that could be read."""
+    """One view of the protocol, with its box on the first video that could be read."""
 
     clip: int
     crop: int
@@ -136,7 +136,7 @@ class Results:
         summary_file = exp / "results" / f"{name}.json"
         if not summary_file.is_file():
             known = ", ".join(sorted(cls.names(exp))) or "none"
-            raise UserError(f"{summary_file}: no finished evaluation of that name (there are: {known})")
+            raise UserError(f"{summary_file}: no finished evaluation of that name (available: {known})")
 
         folder = exp / "results" / name
         # another evaluation may replace the result at any moment; its summary's stamp changes then
@@ -318,7 +318,7 @@ class _Files:
         """Return the values of a file with one JSON value per line, all of one kind."""
         rows = [_parsed(line, name) for line in self.content(name).splitlines()]
         if not all(isinstance(row, kind) for row in rows):
-            raise DamagedResult(f"{name} has a line that is no {kind.__name__}")
+            raise DamagedResult(f"{name} has a line that is not a {kind.__name__}")
         return cast("list[_T]", rows)
 
     def _path(self, name: str) -> Path:
@@ -330,7 +330,7 @@ class _Files:
 
     def _compare(self, name: str, digest: str) -> None:
         if self.hashes is not None and self.hashes.get(name) != digest:
-            raise DamagedResult(f"{name} has a different checksum than the summary says")
+            raise DamagedResult(f"{name} does not have the checksum in the summary")
 
 
 def _parsed(data: bytes, name: str) -> object:
@@ -365,14 +365,14 @@ def read_summary(path: Path) -> Summary:
         raise DamagedResult(f"{path.name} holds no summary")
     # results of earlier versions have neither key; a summary that lost one of them is damaged
     if ("files" in summary or "checksum" in summary) and summary.get("checksum") != _own_checksum(summary, path.name):
-        raise DamagedResult(f"{path.name} has a different checksum than it says")
+        raise DamagedResult(f"{path.name} does not have the checksum that it contains")
 
     # Every reader may rely on these kinds from here on.
     required = {"class_names": list, "metrics": dict, "protocol": dict}
     optional = {"counts": dict, "failures": dict, "cost": dict, "config": dict, "files": dict}
     for key, kind in (required | optional).items():
         if (key in summary or key in required) and not isinstance(summary.get(key), kind):
-            raise DamagedResult(f"{path.name} has no {key!r}, or not of the kind that belongs there")
+            raise DamagedResult(f"{path.name} has no {key!r}, or one of the wrong type")
 
     if not all(isinstance(name, str) for name in summary["class_names"]):
         raise DamagedResult(f"{path.name}: 'class_names' are not all text")
@@ -385,7 +385,7 @@ def read_summary(path: Path) -> Summary:
     try:
         protocols.Protocol.from_dict(summary["protocol"])
     except Exception as error:  # values of a different kind can raise almost anything
-        raise DamagedResult(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
+        raise DamagedResult(f"{path.name}: 'protocol' is invalid ({type(error).__name__}: {error})") from error
     return cast("Summary", renamed.summary(summary))
 
 
@@ -429,4 +429,4 @@ def _stamp(summary_file: Path) -> tuple[int, ...] | None:
 
 
 def _replaced(folder: Path) -> UserError:
-    return UserError(f"{folder}: was evaluated again while it was read; run this command again")
+    return UserError(f"{folder}: was evaluated again while it was being read; run this command again")

@@ -67,7 +67,7 @@ def subset(kept: Protocol, protocol: Protocol) -> Subset:
         UserError: the wanted views cannot be found in the kept ones.
     """
     have, want = kept.spec, protocol.spec
-    # pixels that were not kept cannot be had from those that were
+    # pixels that were not kept cannot be recovered from those that were
     for field in ("sampling", "scale", "crop_size", "rounding"):
         if getattr(have, field) != getattr(want, field):
             raise UserError(

@@ -12,7 +12,7 @@ from anal_tools.import_config.source import ForeignDict, shown
 from utils.config import model_options
 from utils.config.schema import Config, leaves
 
-EXACT, OTHER, NOT = "taken over exactly", "taken over with a different meaning", "not taken over"  # kinds of rows
+EXACT, OTHER, NOT = "kept exactly", "kept with a different meaning", "not kept"  # kinds of rows
 KWARGS = "model.kwargs."
 
 
@@ -39,9 +39,9 @@ class Draft:
 
     Attributes:
         values: our dotted key -> value.
-        comments: our dotted key -> comment behind it in the file.
+        comments: our dotted key -> comment after it in the file.
         rows: rows of the table.
-        test: options of `eval.sh` that repeat their test; "" where they have none.
+        test: options of `eval.sh` that repeat their test; "" if they have none.
     """
 
     values: dict[str, object] = field(default_factory=dict)
@@ -50,11 +50,11 @@ class Draft:
     test: str = ""
 
     def exact(self, ours: str, value: object, source: ForeignDict, *keys: str) -> None:
-        """Take over a value that has the same meaning in both projects."""
+        """Keep a value that has the same meaning in both projects."""
         self._put(EXACT, ours, value, source, keys, "")
 
     def other(self, ours: str, value: object, source: ForeignDict, *keys: str, note: str, comment: str = "") -> None:
-        """Take over a value whose meaning here differs; `note` says how."""
+        """Keep a value whose meaning here differs; `note` explains how."""
         self._put(OTHER, ours, value, source, keys, note)
         if comment:
             self.comments[ours] = comment
@@ -64,11 +64,11 @@ class Draft:
         self._row(EXACT, source, [key for key in keys if key in source.values], "", note)
 
     def left_out(self, source: ForeignDict, *keys: str, note: str) -> None:
-        """Record values of theirs that are not taken over."""
+        """Record values of theirs that are not kept."""
         self._row(NOT, source, [key for key in keys if key in source.values], "", note)
 
     def note(self, theirs: str, note: str, value: object = ...) -> None:
-        """Record a setting of theirs that is not taken over; `value` is shown behind it, if given."""
+        """Record a setting of theirs that is not kept; `value` is shown after it, if given."""
         self.rows.append(KeyRow(NOT, theirs if value is ... else f"{theirs} = {shown(value)}", "", note))
 
     def test_row(self, theirs: str) -> None:
@@ -160,7 +160,7 @@ def yaml_value(value: object) -> str:
     """Return a value as text for a YAML file, on one line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(yaml_value, value))}]"
-    # Unquoted only where YAML cannot read a different type
+    # Unquoted only if YAML cannot read a different type
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in _WORDS:
         return value
 

@@ -514,7 +514,7 @@ def blending(source: ForeignDict, key: str, draft: Draft) -> None:
         kind = {"MixupBlending": "mix_up", "CutmixBlending": "cutmix"}.get(augment.text("type"))
         if kind is None:
             augment.fail("type", f"{augment.text('type')!r} is not supported here; use Mixup or Cutmix")
-        note = "one number for the whole batch in both; here neighbouring clips are mixed, there a random permutation"
+        note = "one number for the whole batch in both; neighbouring clips are mixed here, a random permutation there"
         draft.other(f"augmentation.{kind}", augment.number("alpha", 0.2), augment, "alpha", note=note)
         augment.skip("type", "num_classes")
 

@@ -17,7 +17,7 @@ PLUMBING = (
 )
 SAMPLERS = ("SampleFrames", "DenseSampleFrames")
 CROPS = ("MultiScaleCrop", "RandomResizedCrop", "RandomCrop", "CenterCrop", "ThreeCrop", "TenCrop")
-ON_SOURCE = "the crop is cut from the source frame at once; shares of the frame stay the same"
+ON_SOURCE = "the crop is cut directly from the source frame; shares of the frame stay the same"
 
 
 def take_training(steps: Sequence[ForeignDict], draft: Draft, era: int, file: Path) -> None:
@@ -38,7 +38,7 @@ def take_training(steps: Sequence[ForeignDict], draft: Draft, era: int, file: Pa
 
     # Without such a step our defaults would add a crop and mirroring
     if "model.num_segments" not in draft.values:
-        raise UserError(f"{file}: the training pipeline does not say which frames a clip has ({', '.join(SAMPLERS)})")
+        raise UserError(f"{file}: the training pipeline does not define the frames of a clip ({', '.join(SAMPLERS)})")
     if "augmentation.crop" not in draft.values:
         draft.ours_only("augmentation.crop", "centre", "their pipeline has no crop")
     if "data.flip" not in draft.values:
@@ -46,7 +46,7 @@ def take_training(steps: Sequence[ForeignDict], draft: Draft, era: int, file: Pa
 
 
 def _sampling(step: ForeignDict, draft: Draft, era: int) -> None:
-    # TPN is 3D where its base is
+    # TPN is 3D if its base is
     is_3d = (
         draft.values["model.type"] in ("slowonly", "slowfast", "videomae")
         or draft.values.get("model.kwargs.base") == "slowonly"
@@ -63,7 +63,7 @@ def _sampling(step: ForeignDict, draft: Draft, era: int) -> None:
         draft.exact("data.sampling", "tsm_dense", step, "type", "clip_len", "frame_interval", "sample_range")
         step.skip("num_sample_positions")
     else:
-        # MMAction2 1.x computes other offsets than 0.x: two presets
+        # MMAction2 1.x and 0.x compute different offsets: two presets
         draft.exact("data.sampling", f"mmaction2_{era}x", step, "type")
         draft.exact("data.clip_len", length, step, "clip_len")
         draft.exact("data.frame_interval", interval, step, "frame_interval")
@@ -236,7 +236,7 @@ class Views:
     """What a pipeline of validation or test takes from a video: clips, crops and sizes."""
 
     def __init__(self, steps: Sequence[ForeignDict], draft: Draft) -> None:
-        # Defaults of MMAction2 where a step is missing
+        # Defaults of MMAction2 if a step is missing
         self.clips, self.segments, self.length, self.interval = 1, 1, 1, 1
         self.crops, self.crop, self.short = "centre", 0, 0
         for step in steps:
@@ -265,7 +265,7 @@ class Views:
         if dense:
             self.clips = step.count("num_sample_positions", 10)
         elif step.flag("twice_sample", False):
-            # twice_sample: each segment twice, at its middle and beside it
+            # twice_sample: each segment twice, at its middle and next to it
             self.clips = 2
 
 
@@ -297,7 +297,7 @@ def take_test(steps: Sequence[ForeignDict], draft: Draft, average: str) -> None:
     if not steps:
         return
     if "model.num_segments" not in draft.values:
-        raise UserError(f"{steps[0].file}: no training pipeline says which frames a clip has ({', '.join(SAMPLERS)})")
+        raise UserError(f"{steps[0].file}: no training pipeline defines the frames of a clip ({', '.join(SAMPLERS)})")
 
     views = Views(steps, draft)
     place = steps[0].name.rpartition("[")[0]

@@ -49,7 +49,7 @@ def _groups(groups: ForeignDict, draft: Draft, *, adamw: bool) -> None:
         groups.skip("constructor")
         wise.skip("decay_type", "num_layers")
     elif constructor not in ("", "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"):
-        groups.fail("constructor", f"{constructor!r} makes parameter groups that are not here")
+        groups.fail("constructor", f"{constructor!r} makes parameter groups that do not exist here")
 
     # Multipliers of weight decay: only 0, no decay, exists here
     norm, bias = (wise.number(key, 1) == 0 for key in ("norm_decay_mult", "bias_decay_mult"))
@@ -115,9 +115,7 @@ def take_schedulers(schedulers: Sequence[ForeignDict], optimizer: ForeignDict, e
 
 def _by_epoch(scheduler: ForeignDict) -> None:
     if not scheduler.flag("by_epoch", True):
-        scheduler.fail(
-            "by_epoch", "a schedule in iterations beside a run in epochs; give begin, end and T_max in epochs"
-        )
+        scheduler.fail("by_epoch", "a schedule in iterations for a run in epochs; give begin, end and T_max in epochs")
     scheduler.skip("by_epoch", "type", "verbose")
 
 
@@ -222,7 +220,7 @@ def take_lr_config(config: ForeignDict, optimizer: ForeignDict, draft: Draft) ->
 
     by_epoch = config.flag("by_epoch", True)
     if not by_epoch and policy.lower() == "step":
-        config.fail("by_epoch", "steps in iterations beside a run in epochs; give them in epochs")
+        config.fail("by_epoch", "steps in iterations for a run in epochs; give them in epochs")
 
     # The schedule; one number as `step` means a step every so many epochs
     if policy.lower() == "step":
@@ -252,7 +250,7 @@ def take_lr_config(config: ForeignDict, optimizer: ForeignDict, draft: Draft) ->
 
     config.skip("by_epoch", "policy", "step", "min_lr", "min_lr_ratio", "gamma")
 
-    # The warm-up multiplies the schedule's rate, from warmup_ratio on
+    # The warm-up multiplies the schedule's rate, starting at warmup_ratio
     form = config.text("warmup")
     if not form:
         draft.exact(LR + "base_lr", lr, optimizer, "lr")

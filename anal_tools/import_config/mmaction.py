@@ -13,7 +13,7 @@ from anal_tools.import_config.mm_pipeline import take_test, take_training, take_
 from anal_tools.import_config.source import ForeignDict
 from utils.errors import UserError
 
-GPUS = 8  # what their file names and rates assume where nothing else is given
+GPUS = 8  # what their file names and rates assume if nothing else is given
 # Keys with nothing to take over, and the reason.
 IDLE = {
     "default_scope": "names of their registry",
@@ -38,7 +38,7 @@ IDLE = {
     "checkpoint_config": "checkpoints are written every save_minutes and at each validation; best and latest stay",
     "launcher": "the first argument of train.sh",
     "cudnn_benchmark": "cuDNN looks for its fastest kernel unless deterministic: true",
-    "custom_hooks": "no hooks; their work is listed in docs/migration.md where it has a counterpart",
+    "custom_hooks": "no hooks; their work is listed in docs/migration.md if it has a counterpart",
     "custom_imports": "nothing of theirs is imported",
 }
 
@@ -48,7 +48,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
 
     Args:
         file: the `.py` file.
-        gpus: number of GPUs of their run; None: as the file or its name says, else 8.
+        gpus: number of GPUs in the original run; None: as in the file or its name, else 8.
 
     Raises:
         UserError: the file cannot be converted; the text names file, key and reason.
@@ -128,7 +128,7 @@ def _run_1x(config: ForeignDict, draft: Draft, repeat: int) -> None:
     schedulers = config.parts("param_scheduler")
     # Milestones would count in other epochs
     if repeat != 1 and schedulers:
-        config.fail("param_scheduler", "with a RepeatDataset; write the epochs out and leave RepeatDataset away")
+        config.fail("param_scheduler", "with a RepeatDataset; write the epochs out and remove RepeatDataset")
     mm_schedule.take_schedulers(schedulers, optimizer, epochs, draft)
 
     if wrapper.text("type", "OptimWrapper") == "AmpOptimWrapper":
@@ -182,7 +182,7 @@ def _run_0x(config: ForeignDict, draft: Draft, repeat: int) -> None:
     mm_schedule.take_optimizer(optimizer, optimizer, draft)
     mm_schedule.take_clip(config.part("optimizer_config"), "grad_clip", draft)
     if repeat != 1:
-        config.fail("lr_config", "with a RepeatDataset; write the epochs out and leave RepeatDataset away")
+        config.fail("lr_config", "with a RepeatDataset; write the epochs out and remove RepeatDataset")
     mm_schedule.take_lr_config(config.part("lr_config"), optimizer, draft)
 
     logger = config.part("log_config")
@@ -313,8 +313,8 @@ def _batch(config: ForeignDict, loader: ForeignDict, size: str, workers: str, dr
         draft.ours_only("shards", int(named[1]), "GPUs, from the name of the file")
         draft.note("GPUs", f"{named[1]}, from the name of the file: shards = {named[1]}")
     else:
-        draft.ours_only("shards", GPUS, "GPUs of their run: not in the file, 8 is their habit")
-        draft.note("GPUs", f"not in the file; shards = {GPUS} is their habit, --gpus N sets it")
+        draft.ours_only("shards", GPUS, "GPUs of their run: not in the file, 8 is their usual number")
+        draft.note("GPUs", f"not in the file; shards = {GPUS} is their usual number, --gpus N sets it")
 
     draft.values["reference_batch"] = base or batch * int(str(draft.values["shards"]))
     if scale.flag("enable", False):

@@ -1,7 +1,7 @@
 """Convert a YAML config of PySlowFast to an experiment; absent keys have PySlowFast's own defaults.
 
 `utils.config.yaml_lines` reads the file: plain values only, limited in size and depth. A repeated key is an error,
-although PySlowFast takes the last one: two values of one key are seldom equal.
+although PySlowFast takes the last one: its two values usually differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
 
     Args:
         file: the `.yaml` file.
-        gpus: number of GPUs of their run; None: NUM_GPUS x NUM_SHARDS of the file.
+        gpus: number of GPUs in the original run; None: NUM_GPUS x NUM_SHARDS from the file.
 
     Raises:
         UserError: the file cannot be converted; the text names file, line or key, and the reason.
@@ -85,7 +85,7 @@ def _model(config: ForeignDict, draft: Draft) -> None:
     for key in ("SHORT_CYCLE", "LONG_CYCLE"):
         if multigrid.flag(key, False):
             multigrid.fail(
-                key, "batches whose clips change their size are not here; import the config without multigrid"
+                key, "batches whose clips change size are not supported here; import the config without multigrid"
             )
 
     is_fast = arch == "slowfast"
@@ -141,7 +141,7 @@ def _resnet(resnet: ForeignDict, draft: Draft, is_fast: bool) -> None:
 
 
 def _stages(source: ForeignDict, key: str) -> list[list[object]]:
-    """Return a list of four lists with one number for each pathway; an empty list where the key is absent."""
+    """Return a list of four lists with one number for each pathway; an empty list if the key is absent."""
     value = source.raw(key)
     if value is None:
         return []
@@ -216,7 +216,7 @@ def _non_local(part: ForeignDict, draft: Draft, is_fast: bool) -> None:
     for key, only in (("GROUP", 1), ("POOL", (1, 2, 2))):
         for stage in _stages(part, key)[1:3]:
             if stage and stage[0] != only:
-                part.fail(key, f"{shown(part.values[key])} makes another block; the one here has {only}")
+                part.fail(key, f"{shown(part.values[key])} makes a different block; the one here has {only}")
     draft.built_in(part, "GROUP", "POOL")
 
     form = part.text("INSTANTIATION", "dot_product")
@@ -232,9 +232,9 @@ def _weights(train: ForeignDict, draft: Draft) -> None:
     # PySlowFast starts from random weights unless it is given a checkpoint
     draft.values["model.pretrained"] = False
     if train.text("CHECKPOINT_FILE_PATH"):
-        note = "give a path that is here in model.pretrained; PySlowFast's .pyth and .pkl are read"
+        note = "set model.pretrained to a file on this machine; PySlowFast's .pyth and .pkl are read"
         draft.left_out(train, "CHECKPOINT_FILE_PATH", note=note)
-    draft.left_out(train, "CHECKPOINT_TYPE", "CHECKPOINT_INFLATE", note="told by the names in the file")
+    draft.left_out(train, "CHECKPOINT_TYPE", "CHECKPOINT_INFLATE", note="recognised by the names in the file")
 
 
 def _data(config: ForeignDict, draft: Draft) -> None:
@@ -308,7 +308,7 @@ def _lists(data: ForeignDict, train: ForeignDict, draft: Draft) -> None:
     kind = train.text("DATASET", "kinetics")
     if kind.lower() in ("ssv2", "charades"):
         draft.other("data.reader", "frames", train, "DATASET", note="give lists of `folder frames label`")
-        draft.left_out(train, "DATASET", note=f"the sampling of their {kind} loader is another than that of its videos")
+        draft.left_out(train, "DATASET", note=f"the sampling of their {kind} loader differs from that for videos")
     else:
         draft.exact("data.reader", "video", train, "DATASET")
 
@@ -325,13 +325,13 @@ def _batch(config: ForeignDict, draft: Draft, gpus: int | None) -> int:
     total = batch * machines
     shards = gpus or each * machines
     if total % shards:
-        train.fail("BATCH_SIZE", f"{total} clips cannot be divided among {shards} GPUs; give another --gpus")
+        train.fail("BATCH_SIZE", f"{total} clips cannot be divided among {shards} GPUs; give a different --gpus")
 
     if gpus:
         draft.ours_only("shards", shards, "--gpus")
     else:
         draft.exact("shards", shards, config, *_given(config, "NUM_GPUS", "NUM_SHARDS"))
-    draft.other("batch_size", total // shards, train, "BATCH_SIZE", note="of one GPU here, of one machine there")
+    draft.other("batch_size", total // shards, train, "BATCH_SIZE", note="per GPU here, per machine there")
     draft.values["reference_batch"] = total
 
     draft.exact(
@@ -365,7 +365,7 @@ def _solver(config: ForeignDict, draft: Draft, shards: int) -> None:
 
     # Linear scaling: the rate of the file is that of one machine
     factor = shards if solver.flag("BASE_LR_SCALE_NUM_SHARDS", False) else 1
-    draft.built_in(solver, "BASE_LR_SCALE_NUM_SHARDS", note=f"their rates times {factor} are written")
+    draft.built_in(solver, "BASE_LR_SCALE_NUM_SHARDS", note=f"written as their rates times {factor}")
     _rates(solver, draft, factor)
 
 
@@ -434,7 +434,7 @@ def _augmentation(config: ForeignDict, draft: Draft) -> None:
         draft.left_out(aug, "INTERPOLATION", "RE_COUNT", "RE_SPLIT", "COLOR_JITTER", note="one rule here")
     config.skip("AUG")  # not enabled: nothing to report
     if mixup.flag("ENABLE", False):
-        note = "here neighbouring clips are mixed, there a random permutation"
+        note = "neighbouring clips are mixed here, a random permutation there"
         for ours, theirs, usual in (("mix_up", "ALPHA", 0.8), ("cutmix", "CUTMIX_ALPHA", 1.0)):
             if mixup.number(theirs, usual):
                 draft.other(f"augmentation.{ours}", mixup.number(theirs, usual), mixup, theirs, note=note)
@@ -482,7 +482,7 @@ def _batch_norm(norm: ForeignDict, solver: ForeignDict, draft: Draft, shards: in
         group = norm.count("NUM_SYNC_DEVICES", 1)
         draft.exact("model.kwargs.bn_group_size", min(group, shards), norm, "NORM_TYPE", "NUM_SYNC_DEVICES")
     elif kind != "batchnorm":
-        draft.left_out(norm, "NORM_TYPE", "NUM_SPLITS", note="plain batch norm of the clips of a GPU here")
+        draft.left_out(norm, "NORM_TYPE", "NUM_SPLITS", note="plain batch norm over each GPU's clips here")
 
     norm.skip("NORM_TYPE", "NUM_SYNC_DEVICES", "NUM_SPLITS")
 
@@ -509,13 +509,13 @@ def _rest(config: ForeignDict, draft: Draft) -> None:
     """List what no rule has asked for."""
     train = config.part("TRAIN")
     if train.raw("ENABLE") is False:
-        draft.left_out(train, "ENABLE", note="train.sh trains; for their test alone run eval.sh")
+        draft.left_out(train, "ENABLE", note="train.sh trains; to run only their test, use eval.sh")
     train.skip("ENABLE")  # True needs no row
 
     draft.left_out(train, "CHECKPOINT_PERIOD", note="checkpoints are written every save_minutes and at each validation")
     draft.left_out(train, "AUTO_RESUME", note="a run that is started again continues by itself")
     draft.built_in(config.part("DATA"), "INPUT_CHANNEL_NUM", note="frames are RGB")
-    draft.left_out(config.part("DATA"), "DECODING_BACKEND", note="data.reader says it")
+    draft.left_out(config.part("DATA"), "DECODING_BACKEND", note="data.reader decides")
 
     config.part("DATA_LOADER").skip("PIN_MEMORY")
     config.part("TEST").skip("ENABLE", "DATASET", "BATCH_SIZE", "SPLIT", "SAVE_RESULTS_PATH")

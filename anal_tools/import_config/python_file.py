@@ -179,7 +179,7 @@ class _File:
         """Set NAME[KEY] = VALUE; refuse it once the name was used: values are copied here and shared in Python."""
         held = self.names.get(name)
         if not isinstance(held, dict) or not isinstance(key, str | int) or name in self.used:
-            self.fail(node, f"{name}[...] is changed although it is no dict or already in use; write out its value")
+            self.fail(node, f"{name}[...] is changed although it is not a dict or already in use; write out its value")
         held[key] = value
 
     def take_bases(self, node: ast.stmt, value: Value) -> None:

@@ -1,4 +1,4 @@
-"""Read values of a foreign config with checked types, and record which keys were read: no key is lost in silence."""
+"""Read values of a foreign config with checked types, and record which keys were read: no key is lost silently."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Implement `python main.py import FILE [--out EXP]`: convert a config of MMAction2 (.py) or PySlowFast (.yaml).
 
-A table lists the keys that were taken over exactly, those with a different meaning here, and those that were not taken
-over, with the reason. --out writes it into the folder as `import.txt`. Nothing in the file is executed.
+A table lists the keys that were kept exactly, those with a different meaning here, and those that were not kept, with
+the reason. --out writes it into the folder as `import.txt`. Nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a .py config of MMAction2, a .yaml of PySlowFast")
     parser.add_argument("--out", type=Path, metavar="EXP", help="folder to create; without it nothing is written")
-    parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs of their run, if the file lacks it")
+    parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs in the original run, if not in the file")
     args = parser.parse_args(argv)
 
     if args.gpus is not None and not 0 < args.gpus <= 100_000:
-        raise UserError(f"--gpus {args.gpus}: give the number of GPUs of their run, at least 1")
+        raise UserError(f"--gpus {args.gpus}: give the number of GPUs in the original run, at least 1")
 
     draft = convert(args.file, args.gpus)
     lines = [f"{printable(args.file)}:", *(text.one_line(line) for line in table(draft.rows))]
@@ -83,7 +83,7 @@ def _without(message: str, folder: str) -> str:
 
 def config_text(file: Path, draft: Draft) -> str:
     """Return the text of `config.yaml`."""
-    head = [f"Imported from {printable(file.name)} by `python main.py import`; {TABLE} says what means something else."]
+    head = [f"Imported from {printable(file.name)} by `python main.py import`; {TABLE} lists changed meanings."]
     head += [f"Their test: eval.sh PARTITION N {draft.test}"] if draft.test else []
     return draft.yaml(head)
 

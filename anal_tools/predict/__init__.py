@@ -138,11 +138,11 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
         return predictor.from_onnx(args.model or args.target, world)
 
     if args.engine == "onnx" and args.model is None:
-        raise UserError("predict: --engine onnx needs --model FILE.onnx (of `python main.py export EXP --to onnx`)")
+        raise UserError("predict: --engine onnx needs --model FILE.onnx (from `python main.py export EXP --to onnx`)")
     if args.engine == "torch" and args.model is not None:
-        raise UserError("predict: --model goes with --engine onnx; a checkpoint is named by --checkpoint FILE")
+        raise UserError("predict: --model goes with --engine onnx; name a checkpoint with --checkpoint FILE")
 
-    # an exported file takes the reading of media from the experiment beside it
+    # for an exported file, the experiment named with it decides how media are read
     trained = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
     return trained if args.model is None else predictor.from_onnx(args.model, world, like=trained)
 
@@ -247,7 +247,7 @@ def write_files(one: Prediction, reader: Reader, name: str, args: argparse.Names
     def kept(file: str, write: Callable[[Path], None]) -> None:
         target = args.out / file
         replaces = os.path.lexists(target)  # an earlier run wrote it, so it is noted already
-        # noted after it was written: a note about a file of the user would allow replacing it
+        # noted after it was written: a note about the user's own file would allow replacing it
         write(target)
         if not replaces:
             out_folder.note(args.out, file)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets.plan.metadata import VideoMetadata
 
 SHORT_SIDE = 480  # pixels; larger videos are scaled down to it
-CHUNK_BYTES = 1 << 28  # frames of the annotated video that are decoded at once
+CHUNK_BYTES = 1 << 28  # frames of the annotated video that are decoded together
 CODECS = ("libx264", "libopenh264", "mpeg4")  # the first one that this PyAV has is used
 
 

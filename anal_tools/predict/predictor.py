@@ -83,7 +83,7 @@ def from_experiment(
 
     Args:
         target: an experiment folder, or a checkpoint file of a run.
-        checkpoint_name: best, latest or a file (also of another project); used with a folder.
+        checkpoint_name: best, latest or a file (even of another project); used with a folder.
         overrides: `key=value` texts.
         world: the ranks, and the device to compute on.
         as_is: leave the network as trained, instead of the form that an evaluation uses.
@@ -220,11 +220,11 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
     Args:
         file: written by `python main.py export --to onnx`.
         world: the ranks; the input comes from its device.
-        like: the experiment that the user named beside it. Media are read as in its config, and both must agree on
+        like: the experiment that the user named with it. Media are read as in its config, and both must agree on
             views and classes.
 
     Raises:
-        UserError: the file is none that `export` wrote, or it is of another experiment.
+        UserError: the file was not written by `export`, or it is of another experiment.
     """
     import torch
 

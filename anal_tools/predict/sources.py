@@ -99,7 +99,7 @@ def _in_folder(folder: str) -> list[InputVideo]:
         folders.sort()  # in place: os.walk descends in this order
         videos = sorted(name for name in files if name.lower().endswith(VIDEOS))
         sources += [InputVideo(os.path.join(place, name), "video") for name in videos]
-        # images beside videos, such as thumbnails, are no video
+        # images next to videos, such as thumbnails, are not a video
         if not videos and find_layout(files) is not None:
             sources.append(InputVideo(place, "frames"))
     return sources

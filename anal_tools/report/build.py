@@ -1,4 +1,4 @@
-"""`python main.py report EXP [EXP2 ...]`: write EXP/report/index.html and the pictures beside it."""
+"""`python main.py report EXP [EXP2 ...]`: write EXP/report/index.html and its pictures."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ TOP = 5  # guesses of each video
 PIECE = 2000  # names of videos that the page parses at a time
 SUSPECTS = 500  # labels in doubt on the page
 CURVE_POINTS = 600  # of each curve
-CLIPS = (1, 2, 3, 5, 10)  # numbers of clips of the curve over views
-_ALIKE_LIMIT = 1000  # classes up to which they are ordered by likeness: it takes the cube of their number
+CLIPS = (1, 2, 3, 5, 10)  # numbers of clips in the curve over views
+_ALIKE_LIMIT = 1000  # more classes than this are not ordered by similarity: it takes cubic time
 
 
 class ViewPoint(TypedDict):
@@ -54,12 +54,12 @@ def blocks(
     """Return all JSON blocks of the page, by the id of their element.
 
     Args:
-        experiments: the first gives the list of videos; the others show those of them that they have.
+        experiments: the first gives the list of videos; the others show the subset that they have.
         analyses: one for each experiment.
         media: row -> pictures.
         pictures: a line about the pictures.
         maps: a line about the maps of each experiment, "" for none.
-        suspects: file beside the page with the labels in doubt of the first experiment.
+        suspects: file next to the page with the suspected label errors of the first experiment.
     """
     first = experiments[0].results
     pooled = first.summary.get("folds") or {}
@@ -169,7 +169,7 @@ def overview(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
         ("videos", f"{len(predicted)}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
         ("repaired, repeated", f"{counts.get('repaired', 0)}, {counts.get('duplicates', 0)}"),
         ("protocol", str(protocol.get("text", "–"))),
-        ("GMACs of a video", f"{gmacs:.2f}" if gmacs else "–"),
+        ("GMACs per video", f"{gmacs:.2f}" if gmacs else "–"),
         ("parameters", f"{parameters / 1e6:.2f} million" if parameters else "–"),
         ("list", str(summary.get("list", "–"))),
         ("weights", str(summary.get("weights", "–"))),
@@ -207,7 +207,7 @@ def fold_table(results: Results) -> dict[str, object] | None:
 
 
 def advice(results: Results) -> str:
-    """Return a sentence on how to evaluate more views with this sampling; "" where more than one was evaluated."""
+    """Return a sentence on how to evaluate more views with this sampling; "" if more than one was evaluated."""
     kept = scoring.kept_protocol(results)
     if kept.spec.views > 1:
         return ""
@@ -219,7 +219,7 @@ def advice(results: Results) -> str:
             continue
         views = f"{spec.num_clips}x{spec.crops_per_clip}"
         how = f"eval.sh PARTITION N --views {views}" if results.summary.get("folds") else f"eval EXP --views {views}"
-        return f"One view was evaluated; evaluate with more ({how}) to see what they bring."
+        return f"One view was evaluated; evaluate with more ({how}) to see whether they help."
     return "One view was evaluated; the sampling and crops of this experiment define no more."
 
 

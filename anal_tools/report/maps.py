@@ -78,7 +78,7 @@ class Looker:
                 values = {ALL: shares - shares.min()}  # shares of attention are never 0: the smallest gets no colour
 
         frames = {number: cam.upsample(one, crops.shape[:3]).float().cpu() for number, one in values.items()}
-        # Each map has its maximum at 1; a map of zeros stays one
+        # Scale each map to a maximum of 1; a map of zeros stays as it is
         scaled = {number: (one / one.max().clamp_min(1e-30)).numpy() for number, one in frames.items()}
         return scaled, logits.double().softmax(0).cpu().numpy()
 
@@ -103,7 +103,7 @@ def make(
         say: called with lines about progress.
 
     Returns:
-        row -> what the page needs of its maps, and a line for the page.
+        row -> the data about its maps that the page needs, and a line for the page.
 
     Raises:
         UserError: videos or weights of the evaluation are missing, or the layer has no map.
@@ -139,7 +139,7 @@ def make(
     note = f"{'; '.join(dict.fromkeys(looked))}, for the {len(maps)} most confident mistakes." if maps else ""
     note += f" {failed} videos could not be read." if failed else ""
     if other:
-        note += f" The network answers differently on {other} of them than in the evaluation: is the code another?"
+        note += f" On {other} of them the network answers differently than in the evaluation: has the code changed?"
     return maps, note.strip()
 
 
@@ -214,14 +214,14 @@ def _sheets(
     results = source.results
     classes = list(dict.fromkeys((int(np.argmax(results.scores[row])), int(results.labels[row]))))
     numbers = classes if looker.layer else [ALL]
-    # All that a sheet depends on is in its name, so an existing one can be kept
+    # A sheet's name contains everything that it depends on, so an existing one can be kept
     how = [looker.digest, looker.layer, MOST_HEAT, seen.frames.tolist(), seen.box, seen.size, seen.flip]
     sheets = {number: folder / f"{media.stem_of(source, row, [*how, number])}.jpg" for number in numbers}
 
     same = True
     if not all(sheet.exists() for sheet in sheets.values()):
         maps, answer = looker.look(crops, classes)
-        # PySlowFast's test per position averages over windows: what it keeps are no plain logits of the view
+        # PySlowFast's test per position averages over windows, so it does not keep the plain logits of the view
         if not scoring.kept_protocol(results).window:
             logits = results.logits[row, seen.view].astype(np.float64)
             kept = np.exp(logits - logits.max())
@@ -234,7 +234,7 @@ def _sheets(
 
 
 def heated(frames: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Return frames in grey with a map over them, from no colour over yellow to red.
+    """Return frames in grey with a map over them, from no colour through yellow to red.
 
     Args:
         frames: (F, h, w, 3) uint8.

@@ -34,7 +34,7 @@ SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4  # frames of one view; frames i
 CLIP_SIDE = 160  # short side of a clip in pixels
 CLIP_RATE = 15.0  # frames/s at most
 CLIP_SECONDS = 20.0  # at most, around the frames that were seen
-# VP8 in WebM: every browser plays it, also those built without licensed codecs.
+# VP8 in WebM: every browser plays it, even those built without licensed codecs.
 CODEC, SUFFIX = "libvpx", "webm"
 # Part of the file names: a different layout makes new files
 _LAYOUT = [TILE_HEIGHT, SHEET_COLUMNS, SHEET_GAP, CLIP_SIDE, CLIP_RATE, CLIP_SECONDS]
@@ -55,7 +55,7 @@ class _Sheet(_Layout):
 
 
 class Maps(_Layout):
-    """Class-activation maps of a video: a sheet for each class that was asked for.
+    """Class-activation maps of a video: a sheet for each requested class.
 
     `shown` has (class, sheet); -1 means all classes.
     """
@@ -65,9 +65,9 @@ class Maps(_Layout):
 
 
 class Pictures(_Sheet, total=False):
-    """What the page needs of the pictures of one video.
+    """The data that the page needs about the pictures of one video.
 
-    `clip`, `times` and `part` exist where it has a clip. `maps` exists where maps were made; its keys are the numbers
+    `clip`, `times` and `part` exist if it has a clip. `maps` exists if maps were made; its keys are the numbers
     of the experiments as text.
     """
 
@@ -140,7 +140,7 @@ def source_of(exp: Path, results: Results) -> EvaluatedVideos:
         raise UserError(f"{source}: the evaluated list is missing")
     if not Path(root).is_dir():
         raise UserError(f"{root}: the folder of the videos is missing")
-    # Load the list as it was evaluated: the config may have changed, but the number of scores of a video has not.
+    # Load the list as it was evaluated: the config may have changed, but the number of scores per video has not.
     records = Records.load(source, root, num_class=results.num_class, layout=cfg.data.list_layout)
     if records.list_hash != summary.get("list_hash"):
         raise UserError(f"{source}: the list has changed since the evaluation")
@@ -165,7 +165,7 @@ def make(
         say: called with lines about progress.
 
     Returns:
-        row -> what the page needs of its pictures, and a line for each video that could not be read.
+        row -> the data about its pictures that the page needs, and a line for each video that could not be read.
     """
     from datasets.readers import open_reader
 
@@ -175,7 +175,7 @@ def make(
     failed = []
 
     def one(job: tuple[int, bool]) -> tuple[int, Pictures | str]:
-        reader = open_reader(source.reader, source.records)  # one for each thread: readers keep a state
+        reader = open_reader(source.reader, source.records)  # one for each thread: readers have state
         try:
             return job[0], _pictures(source, reader, job[0], folder, with_clip=job[1])
         except MediaError as error:
@@ -196,7 +196,7 @@ def make(
 
 
 def forget_others(folder: Path, by_row: dict[int, Pictures]) -> None:
-    """Delete pictures of earlier reports; leave files alone that no report has written."""
+    """Delete pictures of earlier reports; leave all other files alone."""
     if not folder.is_dir():
         return
     kept = {Path(path).name for one in by_row.values() for path in (one["sheet"], one.get("clip", ""))}

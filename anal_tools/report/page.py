@@ -1,7 +1,7 @@
 """Build one HTML file from the style, the scripts and the data; it loads nothing and runs nothing from elsewhere.
 
-The policy names the sha256 of the only style and the only script. So no other one can run, be it from a name in the
-data or from a file beside the page. `'self'` is for pictures and clips on a web server; a page that is opened from disk
+The policy names the sha256 of the only style and the only script, so nothing else can run, whether it comes from a name
+in the data or from a file next to the page. `'self'` is for pictures and clips on a web server; a page opened from disk
 has the origin `file:`. `require-trusted-types-for` makes the browser refuse HTML that the script builds from text.
 """
 

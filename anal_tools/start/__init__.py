@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         if sys.stdin.isatty() or sys.stdout.isatty():
             print(_duration(exp))
         if not args.yes and sys.stdin.isatty() and not _wants_training():
-            print(f"wrote {exp}; the same command trains it")
+            print(f"wrote {exp}; run the same command again to train it")
             return 0
 
     # Train, evaluate, report
@@ -98,17 +98,18 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "folder",
         type=Path,
-        help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end] beside or "
+        help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end] next to or "
         "above the videos",
     )
 
     add("--out", type=Path, metavar="EXP", help="experiment folder (default: exps/NAME_exps/start)")
-    add("--recipe", metavar="NAME", help=f"one of {', '.join(recipe.RECIPES)} (default: by data and machine)")
+    add("--recipe", metavar="NAME", help=f"one of {', '.join(recipe.RECIPES)} (default: chosen to fit)")
     add("--weights", metavar="FILE", help="weights to start from")
     add(
         "--group",
         metavar="REGEX",
-        help="videos whose paths match with the same text stay on one side of the split; '' for no groups",
+        help="videos in whose paths REGEX, such as 'person[0-9]+', matches the same text stay on one side of the "
+        "split; '': no groups",
     )
     add("--folds", type=int, metavar="N", help="hold out each video once, in N folds (default: hold out a fifth)")
     add("--leave-out", action="append", default=[], metavar="CLASS", help="leave out this class")
@@ -153,7 +154,7 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
             f"{exp}: was started with other options: {'; '.join(changed)}; choose another --out, or remove the folder"
         )
 
-    print(f"{exp}: exists already; it resumes where it was")
+    print(f"{exp}: already exists; resuming it")
     return True
 
 
@@ -168,7 +169,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     _check_names(samples, trust=args.trust)
     entries, copies = _scan(exp, samples)
     videos_found = counted(len(samples.videos), "video")
-    notes = [f"{videos_found} of {len(samples.classes)} classes, by {samples.source}", *samples.notes]
+    notes = [f"{videos_found} of {len(samples.classes)} classes, from {samples.source}", *samples.notes]
     print("\n".join(map(shown, notes)))
 
     # Split them
@@ -235,7 +236,7 @@ class Sides:
         folds: number of folds; None for a single split.
         is_given: the data set has its own split.
         why: how the groups were found.
-        groups: (N,) group of each video; None where there are no groups.
+        groups: (N,) group of each video; None if there are no groups.
     """
 
     labels: Sequence[int]
@@ -459,7 +460,7 @@ def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _ranks() -> int:
-    """Return one rank where there is a GPU, else 0; `train.sh local N` starts more."""
+    """Return one rank if there is a GPU, else 0; `train.sh local N` starts more."""
     return min(1, processes.gpu_count(os.environ))
 
 

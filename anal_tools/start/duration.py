@@ -1,4 +1,4 @@
-"""Estimate how long a training takes on this machine, before it begins."""
+"""Estimate how long training takes on this machine, before it begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from utils import config
 from utils.config.lengths import resolve_lengths
 
-STEPS = 2  # that are timed, after one that warms up
+STEPS = 2  # timed steps, after one warm-up step
 
 
 def estimate(exp: Path) -> str:
@@ -27,7 +27,7 @@ def estimate(exp: Path) -> str:
     step.loop(1)
     seconds = step.loop(STEPS)
 
-    trainings = f"each of {len(lists)} trainings takes" if len(lists) > 1 else "training takes"
+    trainings = f"each of {len(lists)} training runs takes" if len(lists) > 1 else "training takes"
     return (
         f"{trainings} about {duration(steps * seconds)} here: {steps} steps of {seconds:.2g} s, without reading and "
         "evaluation"

@@ -32,10 +32,10 @@ class Recipe:
         method, backbone: `model.type` and `model.backbone`.
         weights: file in the repository that it starts from; "" for random weights.
         size: side of a clip on a CPU and on a GPU, in pixels.
-        clips: clips that a training sees, on a CPU and on a GPU.
-        batch, rate: clips of a step, and the peak learning rate for this number.
+        clips: clips that a training run sees, on a CPU and on a GPU.
+        batch, rate: clips per step, and the peak learning rate for this number.
         decay, dropout, smooth: weight decay, dropout, label smoothing.
-        area: least share of a frame that a training crop takes.
+        area: smallest share of a frame that a training crop covers.
         colors: strength of the colour jitter: brightness, contrast, saturation, hue.
         mix_up: alpha of mixup; None for none.
         about: a sentence that describes it.
@@ -138,7 +138,7 @@ def choose(
     # Size of a clip
     side = float(np.median(summary.short_side))
     if size is None:
-        size, reason = recipe.size[on_gpu], "a GPU is here" if on_gpu else "small, because there is no GPU"
+        size, reason = recipe.size[on_gpu], "this machine has a GPU" if on_gpu else "small, because there is no GPU"
         # Without weights any size is possible: crops larger than the videos would only cost time
         if not file and side < 0.75 * size:
             size, reason = max(32, 8 * round(0.875 * side / 8)), f"the videos have {side:.0f} pixels"
@@ -168,7 +168,7 @@ def choose(
 
     # Flip, reader and machine
     flip = not any(re.search(LEFT_RIGHT, name.replace("_", " ")) for name in summary.classes)
-    why.append(("flip", "clips are mirrored" if flip else "clips are not mirrored: class names hold left or right"))
+    why.append(("flip", "clips are mirrored" if flip else "clips are not mirrored: class names contain left or right"))
     why.append(("reader", "video files" if summary.kind == "video" else "folders of frames"))
     why.append(("machine", f"{summary.gpus} GPUs, {summary.cores} cores"))
 
@@ -178,7 +178,7 @@ def choose(
         views=views,
         segments=segments,
         epochs=epochs,
-        batch=min(recipe.batch, max(2, summary.train // 2)),  # a small list still has two steps an epoch
+        batch=min(recipe.batch, max(2, summary.train // 2)),  # a small list still has two steps per epoch
         flip=flip,
         workers=max(1, min(8, summary.cores // max(1, summary.gpus) - 1)),  # one core stays for the rank
         weights=file,
@@ -198,12 +198,12 @@ def _recipe(summary: DataSummary, name: str | None, weights: str | None) -> tupl
             )
         return name, "as requested"
 
-    # The best recipe whose weights are here
+    # The best recipe whose weights are available
     if summary.gpus and (ROOT / RESNET_WEIGHTS).is_file():
-        return "finetune-large", f"because {RESNET_WEIGHTS} and a GPU are here"
+        return "finetune-large", f"because this machine has {RESNET_WEIGHTS} and a GPU"
     if weights or (ROOT / WEIGHTS).is_file():
-        return "finetune", f"because {weights or WEIGHTS} is here"
-    return "small", f"because there are no weights to start from ({WEIGHTS} would be taken)"
+        return "finetune", f"because {weights or WEIGHTS} is available"
+    return "small", f"because there are no weights to start from ({WEIGHTS} would be used)"
 
 
 def config_text(
@@ -219,7 +219,7 @@ def config_text(
 
     return f"""\
 # {about}
-# {MARK}; change what you like (docs/config.md). Start it again: train.sh local {min(1, summary.gpus)}
+# {MARK}; change what you like (docs/config.md). Run it again: train.sh local {min(1, summary.gpus)}
 common:
     model:
         type: {recipe.method}

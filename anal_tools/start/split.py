@@ -15,7 +15,7 @@ from utils.errors import UserError, listed
 
 TRAINED, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "testing", "dev", "eval", "holdout")
 FOLDS = 5  # one of them is held out without --folds
-_SAME_PART = 0.9  # share of the videos whose part of the name occurs in another class, too
+_SAME_PART = 0.9  # share of videos whose part of the name must also occur in another class
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Split:
     """The division of N videos.
 
     Attributes:
-        places: (N,) number of the fold in which each is held out; where a split was given 0 for val, 1 for train.
+        places: (N,) number of the fold in which each is held out; for a given split, 0 for val and 1 for train.
         why: how the groups were found, for a reader.
-        groups: (N,) group of each; None where there are no groups.
+        groups: (N,) group of each; None if there are no groups.
     """
 
     places: np.ndarray
@@ -41,9 +41,9 @@ def divide(
     Args:
         samples: the samples.
         copies: rows of the videos that are the same.
-        group: pattern of the user; "" for no groups, None to look for a part of the names that is a group.
+        group: the user's pattern; "" for no groups, None to look for a part of the names that is a group.
         count: number of folds.
-        at_most: take fewer folds where there are fewer groups.
+        at_most: make fewer folds if there are fewer groups.
 
     Raises:
         UserError: a class could not be both trained and validated, or copies contradict each other.
@@ -122,8 +122,8 @@ def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | N
 def guessed(videos: Sequence[Video]) -> list[str] | None:
     """Return the part of each file name that recurs in several classes: a person, a camera, a recording.
 
-    Parts are the text between `_ - .` and spaces, counted from either end. A number that counts videos is no group. Of
-    several such parts the one with the most values is taken.
+    Parts are the text between `_ - .` and spaces, counted from either end. A number that counts videos is not a group.
+    If there are several such parts, use the one with the most values.
     """
     stems = [re.split(r"[_\-. ]+", re.sub(r"\.[^.]*$", "", one.path.rsplit("/", 1)[-1])) for one in videos]
 
@@ -145,9 +145,9 @@ def guessed(videos: Sequence[Video]) -> list[str] | None:
 
 
 def _counts(stems: Sequence[Sequence[str]], place: int) -> bool:
-    """Return True if a part of the names only counts the videos whose other parts are equal, from 0 or 1 on.
+    """Return True if a part of the names only counts the videos whose other parts are equal, up from 0 or 1.
 
-    Where every count ends at the same number, the number may well be a person.
+    If every count ends at the same number, the number may well be a person.
     """
     sets: dict[tuple[str, ...], set[int]] = {}
     for parts in stems:
@@ -171,7 +171,7 @@ def _of_one_source(videos: Sequence[Video]) -> list[list[int]]:
 
 
 def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]:
-    """Return the groups, with those that share a copy joined to one."""
+    """Return the groups, with those that share a copy joined into one."""
     # Union-find without path compression: copies are few, so chains are short
     parent = {group: group for group in groups}
 
@@ -230,7 +230,7 @@ def _checked(samples: Samples, split: Split, how: str) -> Split:
 
 
 def held_out(places: np.ndarray, labels: Sequence[int], first: int) -> int:
-    """Return the fold to hold out: the first from `first` on that has the most classes on both sides."""
+    """Return the fold to hold out: the first one, starting at `first`, with the most classes on both sides."""
     count = int(places.max()) + 1
     all_labels = np.array(labels)
 

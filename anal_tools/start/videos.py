@@ -36,8 +36,8 @@ class Video:
     Attributes:
         path: below the root.
         label: name of its class.
-        split: "train", "val" or "test" where the folders or the table have it, else "".
-        group: of the table's column, such as a person; videos of one group stay on one side. "" for none.
+        split: "train", "val" or "test" if the folders or the table give it, else "".
+        group: from the column of the table, such as a person; videos of one group stay on one side. "" for none.
         start, end: the part in seconds; None for the whole video.
         first, frames: the part in frames, set once the file was examined; frames is -1 for the whole video.
         source: the first of the files that hold the same video as `path`, set once the files were examined.
@@ -61,7 +61,7 @@ class Samples:
     Attributes:
         root: folder that the paths start from, absolute.
         kind: "video" or "frames".
-        source: where the classes are from, for a reader.
+        source: where the classes come from, for messages.
         videos: the samples.
         notes: lines about what was left out.
         classes: names in the order of their labels.
@@ -93,7 +93,7 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
     media = [one for one in walk(str(root)) if fits_a_line(os.fsencode(one.path))]
     if not media:
         hint = "" if where.is_dir() else "; put the table into the folder of the videos, or into one above it"
-        raise UserError(f"{root}: there is no video and no folder of frames below it{hint}")
+        raise UserError(f"{root}: contains neither videos nor folders of frames{hint}")
     # One reader reads all samples, so the rarer kind is left out
     kind = Counter(one.kind for one in media).most_common(1)[0][0]
     others = [one.path for one in media if one.kind != kind]
@@ -103,7 +103,7 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
     samples = _from_table(table, str(root.resolve()), media, kind) if table else _from_folders(root, media, kind)
     if others:
         what = "folders of frames" if kind == "video" else "video files"
-        samples.notes.append(listed(f"{len(others)} {what} are left out beside the {len(media)} others", others[:5]))
+        samples.notes.append(listed(f"{len(others)} {what} are left out; {len(media)} others are used", others[:5]))
 
     unknown = [name for name in leave_out if name not in samples.classes]
     if unknown:
@@ -135,12 +135,12 @@ def _table_of(where: Path, media: Sequence[Media]) -> Path | None:
             f"{where}: {listed('several files could name the classes', (path.name for path in tables))}; give one of "
             "them instead of the folder"
         )
-    # A table beside class folders is not the source of the classes
+    # A table next to class folders is not the source of the classes
     return tables[0] if tables and (shallow or len({one.path.split("/")[0] for one in media}) == 1) else None
 
 
 def _is_table(path: Path) -> bool:
-    # Files that often lie beside videos
+    # Files that are often stored next to videos
     return not re.match(r"(classind|readme|licen[cs]e|requirements)", path.name.lower())
 
 
@@ -148,7 +148,7 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Samples:
     if any("/" not in one.path for one in media):
         lone = next(one.path for one in media if "/" not in one.path)
         raise UserError(
-            f"{root / printable(lone)}: lies in no class folder; make FOLDER/CLASS/video, or put a csv of path,label "
+            f"{root / printable(lone)}: is not in a class folder; make FOLDER/CLASS/video, or put a csv of path,label "
             f"into {root}"
         )
 
@@ -179,7 +179,7 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Sa
     columns, rows = _read_table(table)
     for line, row in rows:
         asked = row["path"].replace("\\", "/").removeprefix("./").removeprefix(f"{root}/")
-        # An exact path first; a name must be that of exactly one video
+        # Try the exact path first; a name must match exactly one video
         paths = (
             [asked]
             if asked in by_name.get(asked, ())
@@ -210,7 +210,7 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Sa
 
 
 def _class_names(table: Path, videos: Sequence[Video]) -> list[str]:
-    """Return the names of the classes; numeric labels get the names of classInd.txt beside the table."""
+    """Return the names of the classes; numeric labels get the names in classInd.txt next to the table."""
     labels = {one.label for one in videos}
     if not all(label.isdigit() for label in labels):
         return sorted(labels)
@@ -300,7 +300,7 @@ def _fields(line: str, mark: str | None) -> list[str]:
 
 
 def contradictions(samples: Samples) -> list[str]:
-    """Return the videos whose names hold another class than their own; none where names do not hold classes."""
+    """Return the videos whose names contain a class other than theirs; none if names do not contain classes."""
     names = {name: letters(name) for name in samples.classes if len(letters(name)) >= _SHORTEST_NAME}
 
     stems = [letters(Path(one.path).stem) for one in samples.videos]
@@ -311,7 +311,7 @@ def contradictions(samples: Samples) -> list[str]:
     if sum(in_own_class) < _NAMES_SHARE * len(in_own_class):
         return []
     return [
-        f"{one.path} ({other} in the name, {one.label} by {samples.source})"
+        f"{one.path} ({other} in the name, {one.label} according to {samples.source})"
         for one, stem, is_own in zip(samples.videos, stems, in_own_class, strict=True)
         if not is_own and (other := next((name for name, text in names.items() if text in stem), None))
     ]

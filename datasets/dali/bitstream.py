@@ -1,4 +1,4 @@
-"""Read from a stream's bytes what its container does not say: hidden frames, fields, the colour matrix. Torch-free.
+"""Read from a stream's bytes what its container does not show: hidden frames, fields, the colour matrix. Torch-free.
 
 A decoder that counts decoded pictures numbers the shown frames wrongly after a frame that is never shown, and after two
 fields that make one frame. The functions here find such streams from their syntax:

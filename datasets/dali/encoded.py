@@ -112,18 +112,18 @@ class EncodedReader:
         """
         if isinstance(self._of(i), FramesReader):
             if "jpeg" in without:
-                raise Refused("DALI decodes no JPEG here")
+                raise Refused("DALI does not decode JPEG here")
             return self._files(i, frames)
 
         index = self._video.index(i)
         # A record may be a part of a video: its frames count from `starts`.
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
         if ordinals.min() < 0 or ordinals.max() >= index.metadata.frames:
-            raise Refused("a frame is not there")  # reading it as pixels then names the frame
+            raise Refused("a frame is missing")  # reading it as pixels then names the frame
 
         path, shown, codec = self.records.full_path(i), self.records.path(i), codec_of(index)
         if codec in without:
-            raise Refused(f"DALI decodes no {codec} here")
+            raise Refused(f"DALI does not decode {codec} here")
 
         smallest, largest = self._limits.get(codec, (0, 0))
         codecs = frozenset(self._limits)
@@ -138,7 +138,7 @@ class EncodedReader:
         distinct, rows = np.unique(np.asarray(frames, np.int64), return_inverse=True)
         metadata = self._frames.probe(i)
         if distinct[0] < 0 or distinct[-1] >= metadata.frames:
-            raise Refused("a frame is not there")
+            raise Refused("a frame is missing")
 
         files = self._frames.files(i, distinct.tolist())
         for data in files:
@@ -148,7 +148,7 @@ class EncodedReader:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """Describe the stored bytes in a slot, one file behind the other.
+    """Describe the stored bytes in a slot, one file after the other.
 
     Attributes:
         form, rows, codec, matrix: as in `Encoded`.

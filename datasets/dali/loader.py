@@ -58,7 +58,7 @@ class DaliLoader(Loader):
         self._queues: dict[str, Queue] = {}
         self._breaker, self._sessions = Breaker(), sessions.of(torch.device(device))
         self._refused: dict[int, str] = {}  # samples that DALI could not decode
-        # Decoded clips are copied out of DALI's buffers beside the training step, not behind it.
+        # Decoded clips are copied out of DALI's buffers during the training step, not after it.
         self._stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class DaliLoader(Loader):
         super().close()
 
     def notes(self) -> list[str]:
-        """Return log lines since the last call that say why clips were read on the CPU: often at first, then seldom."""
+        """Return log lines since the last call that explain why clips were read on the CPU, ever more rarely."""
         lines, self._lines = [*self._breaker.lines, *self._lines], []
         self._breaker.lines.clear()
         return super().notes() + lines  # type: ignore[misc]

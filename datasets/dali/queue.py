@@ -2,7 +2,7 @@
 
 A failure ends DALI's pipeline and does not name the clip that caused it. So a new pipeline decodes the clips of the
 failed run one by one, then all runs under way start again. Clips that decode are delivered, and the others are named.
-Where no clip of a codec can be decoded, this would build a pipeline for each clip: a `Breaker` gives up on the codec.
+If no clip of a codec can be decoded, this would build a pipeline for each clip: a `Breaker` gives up on the codec.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Job:
 
 
 def clip_of(answer: Answer, slot: Slot, offset: int) -> Clip:
-    """Return the clip that an answer describes; its files lie in the slot one behind the other."""
+    """Return the clip that an answer describes; its files lie in the slot one after the other."""
     stored = answer.stored
     assert stored is not None
     assert answer.plan is not None
@@ -150,7 +150,7 @@ class Queue:
     def _refusal(self, clip: Clip) -> str | None:
         """Return why DALI does not get a clip, or None if it does."""
         if clip.codec in self._breaker.closed:
-            return "DALI decodes no such clip here"
+            return "DALI does not decode such clips here"
         # JPEG images need no session.
         return self._sessions.refusal(clip.codec, clip.frame) if clip.form == "video" else None
 
@@ -191,7 +191,7 @@ class Queue:
         # No retry helps against a full GPU memory, so the user has to change a setting.
         if any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise UserError(
-                "data.reader: dali: the decoder ran out of memory, which holds the whole frames of a batch beside the "
+                "data.reader: dali: the decoder ran out of memory, which holds the whole frames of a batch next to the "
                 f"model ({reason_of(error)}): lower common.batch_size or data.prefetch, dump smaller videos, or set "
                 "data.reader: video"
             ) from error

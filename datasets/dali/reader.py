@@ -1,6 +1,6 @@
 """The reader `dali` as a plain `Reader` of one clip at a time, for tools and for comparing readers.
 
-Training and evaluation do not use it: their loaders (loader.py) decode whole batches beside the model.
+Training and evaluation do not use it: their loaders (loader.py) decode whole batches alongside the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DaliReader:
-    """Read frames decoded by DALI, on the current GPU or else on the CPU. PyAV reads what DALI does not take.
+    """Read frames decoded by DALI, on the current GPU or else on the CPU. PyAV reads what DALI cannot.
 
     Attributes:
         fallbacks: why clips were not decoded by DALI -> how many.

@@ -14,7 +14,7 @@ from datasets.dali.pipeline import THREADS
 
 #: Most sessions that DALI keeps.
 MOST = 100
-#: Surfaces of a session: the number that DALI takes where a stream names none, and two for output.
+#: Surfaces of a session: the number that DALI uses if a stream names none, and two for output.
 SURFACES = 20 + 2
 #: Share of the GPU's memory that all sessions together may take.
 SHARE = 1 / 4
@@ -53,7 +53,7 @@ class Sessions:
 
 
 def session_bytes(height: int, width: int) -> int:
-    """Return the bytes of one session: surfaces of whole 16x16 macroblocks at 12 bits a pixel (4:2:0)."""
+    """Return the bytes of one session: surfaces of whole 16x16 macroblocks at 12 bits per pixel (4:2:0)."""
     return SURFACES * (-(-height // 16) * 16) * (-(-width // 16) * 16) * 3 // 2
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-#: Decoder name -> codec name, where they differ.
+#: Decoder name -> codec name, if they differ.
 _CODECS = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx-vp9": "vp9"}
 #: With more packets or bytes than these between two places of a file, a seek is cheaper than reading on.
 _SEEK_PACKETS = 250
@@ -217,7 +217,7 @@ class _Nals:
         self.prefix = (extradata[at] & 3) + 1 if at and extradata and len(extradata) > at and extradata[0] == 1 else 0
 
     def heads(self, packet: av.Packet) -> list[int]:
-        """Return the first byte of each unit; no bytes where the units are not length-prefixed."""
+        """Return the first byte of each unit; no bytes if the units are not length-prefixed."""
         data, at, first_bytes = memoryview(packet), 0, []
         while self.prefix and at + self.prefix < len(data):
             first_bytes.append(data[at + self.prefix])

@@ -30,7 +30,7 @@ from utils.options import Parser
 from utils.signals import end_with_parent
 
 SETTINGS = "settings.json"
-FORMAT = 1  # increase it when the same seed gives other pictures
+FORMAT = 1  # increase it when the same seed gives different pictures
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,7 +77,7 @@ def open_folder(out: Path, settings: files.Row) -> None:
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"demo-data: {out} is not empty and was not written by demo-data; choose another --out")
 
-    # First of all the settings: whenever this is killed, the folder says whose it is.
+    # Write the settings first: if this is killed at any time, the folder shows which settings began it.
     out.mkdir(parents=True, exist_ok=True)
     files.write(file, (json.dumps(settings, indent=1) + "\n").encode())
     for part in ("videos", "lists"):

@@ -48,7 +48,7 @@ def target_names(records: Records, settings: DumpSettings, files: set[str]) -> d
             break
         names |= {path: path + settings.ending for path in clash}
 
-    # The clashes that remain need a decision of the user.
+    # Only the user can resolve the clashes that remain.
     for path, name in names.items():
         if name in parents:
             raise UserError(f"dump: {path} would hold other videos; give it another name, or use --as packs")
@@ -92,7 +92,7 @@ def list_lines(records: Records, targets: dict[str, str], done: dict[str, DumpEn
 
         start, declared = int(records.starts[i]), int(records.frames[i])
         frames = entry["frames"] - start
-        # The declared count ends a part of a video. For whole videos only the real count matters.
+        # The declared count sets where a part of a video ends. For whole videos only the real count matters.
         if parts and declared > 0:
             frames = min(frames, declared)
         if frames < 1:  # the video ends before this part

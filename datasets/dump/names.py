@@ -1,4 +1,4 @@
-"""Keep track of the files that a dump writes into DST beside its videos: lists and failed.txt. Replace no others."""
+"""Keep track of the files that a dump writes into DST next to its videos: lists and failed.txt. Replace no others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOT_LISTS = {".mp4", ".fsh"}  # dumped videos
 
 
 class Names:
-    """The files beside the videos that dumps have written: `DST/.dump/lists.json`, name -> the list of its origin.
+    """The files other than videos that dumps have written: `DST/.dump/lists.json`, name -> the list of its origin.
 
     Args:
         folder: DST; it need not exist yet.

@@ -75,7 +75,7 @@ class Coder:
             return False
 
     def rgb(self, frame: av.VideoFrame, name: str) -> np.ndarray:
-        """Return (h, w, 3) upright RGB: the pixels of the reader `video`, scaled by area where they are scaled."""
+        """Return (h, w, 3) upright RGB: the pixels of the reader `video`, scaled by area if they are scaled."""
         image = self._scaler.rgb(frame, name, self.turns)
         if image.shape[:2] != self.full:
             image = cv2.resize(np.ascontiguousarray(image), self.full[::-1], interpolation=cv2.INTER_LINEAR)

@@ -11,7 +11,7 @@ from utils import renamed
 from utils.errors import UserError
 
 FORMS = ("frames", "packs", "clips")
-#: Increase it when the same settings give other bytes than before.
+#: Increase it when the same settings give different bytes than before.
 VERSION = 1
 
 
@@ -46,7 +46,7 @@ class DumpSettings:
             wrong = f"--as {self.form}: choose one of {', '.join(FORMS)}"
         # 4:2:0 needs even sides, and sides below 16 are less than one macroblock.
         elif self.short_side < 0 or 0 < self.short_side < 16 or self.short_side % 2:
-            wrong = f"--short-side {self.short_side}: an even number of pixels from 16 on, or 0 to keep the size"
+            wrong = f"--short-side {self.short_side}: an even number of pixels, 16 or more, or 0 to keep the size"
         elif not 1 <= self.quality <= 100:
             wrong = f"--quality {self.quality}: 1 to 100"
         elif not TEMPLATE.fullmatch(self.template):
@@ -79,7 +79,7 @@ class DumpSettings:
         return json.dumps(dataclasses.asdict(self) | {"form": form}, sort_keys=True)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (h, w) of the stored frames of an upright video: never larger, even where scaled or x264 needs it."""
+        """Return (h, w) of the stored frames of an upright video: never larger; even numbers if scaled or for x264."""
         short = min(height, width)
         if self.short_side == 0 or short <= self.short_side:
             even = self.form == "clips" and not self.lossless and short > 1

@@ -113,7 +113,7 @@ class VideoSource:
                     yield Picture(frame, None, self._shown)
                 count += 1
 
-        # Extra frames are accepted only where the file is known to be damaged.
+        # Extra frames are accepted only if the file is known to be damaged.
         if count == expected or (count > expected and (decoding.trouble or self.missing)):
             return
 
@@ -145,6 +145,6 @@ def decoded(picture: Picture) -> av.VideoFrame:
 
 
 def rate(metadata: VideoMetadata) -> Fraction:
-    """Return the frame rate of a copy; 30 frames/s where the source names none."""
+    """Return the frame rate of a copy; 30 frames/s if the source names none."""
     # 1001 keeps the rates of NTSC exact, such as 30000/1001.
     return Fraction(metadata.fps or 30.0).limit_denominator(1001)

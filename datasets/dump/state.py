@@ -24,7 +24,7 @@ class DumpFolder:
     Args:
         folder: DST.
         settings: settings of this dump.
-        names: the files beside the videos that dumps have written.
+        names: the files other than videos that dumps have written.
         redo: accept a folder with other settings, and write its videos again.
 
     Raises:
@@ -114,7 +114,7 @@ class DumpFolder:
         return entry
 
     def note_failures(self, asked: Iterable[str], failures: dict[str, str]) -> Path:
-        """Rewrite failed.txt, `path<tab>reason` a line. Failures of videos that are not in `asked` stay."""
+        """Rewrite failed.txt, `path<tab>reason` per line. Failures of videos that are not in `asked` stay."""
         file = self.folder / FAILED
         kept: dict[str, str] = {}
         if file.exists():

@@ -229,5 +229,5 @@ class DumpProgress:
         """Return the failures, the frames and the speed so far, as text."""
         seconds = max(1e-9, time.monotonic() - self._began)
         speed = f"{self._frames / seconds:.0f} frames/s, {self._bytes / seconds / 1e6:.1f} MB/s"
-        kept = f", {self._kept} found whole" if self._kept else ""
+        kept = f", {self._kept} already complete" if self._kept else ""
         return f"{self._failed} failed{kept}, {self._frames} frames in {seconds:.0f} s ({speed})"

@@ -19,7 +19,7 @@ from utils.errors import MediaError, UserError
 if TYPE_CHECKING:
     from datasets.loading.messages import DumpVideo
 
-_OF_THE_FOLDER = {  # errors that stop every video, so they are no failure of this one
+_OF_THE_FOLDER = {  # errors that stop every video, so they are not a failure of this one
     errno.EDQUOT: "the quota is used up; make room",
     errno.EIO: "the disk or the file server failed; look at the machine's log",
     errno.ENOSPC: "the disk is full; make room",
@@ -136,7 +136,7 @@ def dump_video(source: DumpSource, settings: DumpSettings, target: str, tmp: str
         for picture in source.pictures():
             writer.add(picture)
         info["bytes"] = writer.close()
-    except BaseException:  # also when the process is stopped
+    except BaseException:  # even when the process is stopped
         writer.abandon()
         raise
 
@@ -160,7 +160,7 @@ def _writer(tmp: str, coder: Coder, settings: DumpSettings, info: files.Row, sou
 
 
 def stamp(path: str) -> list[int]:
-    """Return [bytes, ns of the last change] of a source; another stamp means another video."""
+    """Return [bytes, ns of the last change] of a source; a different stamp means a different video."""
     try:
         info = os.stat(path)
     except OSError as error:

@@ -200,7 +200,7 @@ def clip_options(settings: DumpSettings) -> dict[str, str]:
     params = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
     params += ":ref=1:bframes=3:b-adapt=0:b-pyramid=none"
     # With B-frames, x264's macroblock tree reads memory that nothing has written (its SIMD code, seen in version
-    # 164). The same pictures then give other bytes now and then. Without it they do not, and files are smaller and
+    # 164). The same pictures then occasionally give different bytes. Without it they do not, and files are smaller and
     # closer.
     params += ":mbtree=0"
     return {"crf": str(settings.crf), "preset": "medium", "tune": "fastdecode", "x264-params": params}

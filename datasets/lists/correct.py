@@ -1,7 +1,7 @@
 """`python main.py lists LIST --drop TABLE --relabel TABLE --out NEW`: write a list without its wrong labels.
 
 A table is a csv with a header, as `report` and `analyze` write it (label_suspects.csv): `path` as the list has it, the
-present `label`, the `suggested` one. Delete the rows whose label is right. Change `suggested` where neither is right.
+present `label`, the `suggested` one. Delete the rows whose label is right. Change `suggested` if neither is right.
 `entry` counts the records of the same path, from 1, for lists that name a video several times.
 
 The new list has the lines of the old one, byte for byte, except for the corrections. The old list does not change.
@@ -139,7 +139,7 @@ def _number(row: Mapping[str, str | None], name: str, where: str, default: int |
     if not text and default is not None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < _MOST):
-        raise UserError(f"{where}: {name} is {text!r:.40}; give a whole number from 0 on")
+        raise UserError(f"{where}: {name} is {text!r:.40}; give a whole number, 0 or more")
     return int(text)
 
 

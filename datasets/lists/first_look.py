@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOOKED_AT = 8  # videos of a list
 MOST_FOLDERS = 20_000  # folders whose links are followed to compare the lists: each costs system calls
 _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"BM")  # first bytes of JPEG, PNG, BMP
-_HEAD = 12  # bytes that say what a file is: WebP and AVI are both RIFF, and differ in the last four
+_HEAD = 12  # bytes that show what a file is: WebP and AVI are both RIFF, and differ in the last four
 
 
 def look(cfg: Config, train: Records, val: Records, *, compare: bool = True) -> list[str]:
@@ -67,7 +67,7 @@ def check_files(cfg: Config, split: str, records: Records) -> None:
         )
 
     if reader in ("frames", "memcached") and all(map(is_video, there)):
-        advice = "" if reader == "frames" else "; memcached takes frames only, `main.py dump` makes them"
+        advice = "" if reader == "frames" else "; memcached takes only frames, which `main.py dump` makes"
         raise UserError(
             f"{records.list_file}: its videos are video files, for example {printable(there[0])}: set data.reader: "
             f"video{advice}"

@@ -1,4 +1,4 @@
-"""Folds: pairs of lists, each with other held-out videos, and the groups that must not be divided.
+"""Folds: pairs of lists, each with different held-out videos, and the groups that must not be divided.
 
 A fold is a pair of list files, `foldNN_train.txt` and `foldNN_val.txt`. They are published lists, or lists that `of`
 writes. The fold of a video depends on the lists and the pattern alone.
@@ -24,7 +24,7 @@ from utils.errors import UserError, listed
 if TYPE_CHECKING:
     from utils.config import Config
 
-MOST = 1000  # folds: each one is a training of the experiment
+MOST = 1000  # folds: each one is a training run of the experiment
 _NAME = re.compile(r"fold(\d+)_(train|val)\.txt")
 _NUMBER = re.compile(r"(\d+)")
 
@@ -53,7 +53,7 @@ def of(cfg: Config, folder: Path) -> list[Fold]:
         folder: folder for the lists that are written.
 
     Raises:
-        UserError: there are no such lists, the groups are no folds, or lists in `folder` are of another division.
+        UserError: there are no such lists, the groups are not folds, or lists in `folder` are of another division.
     """
     if cfg.data.folds == "lists":
         return beside(Path(cfg.train_source))
@@ -104,7 +104,7 @@ def beside(source: Path) -> list[Fold]:
     if len(pairs) < 2:
         raise UserError(
             f"data.folds: {source.parent} holds {len(pairs)} pairs of foldNN_train.txt and foldNN_val.txt; lists needs "
-            "at least two, beside train_source"
+            "at least two, next to train_source"
         )
 
     return [

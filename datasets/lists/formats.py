@@ -9,7 +9,7 @@ Layouts, by their fields from the right (numbers are whole):
     path label label ...           MMAction2 videos, multi_class       `data.list_layout: path_labels`
     path num_frames label ...      MMAction2 rawframes, multi_class    `data.list_layout: path_frames_labels`
 
-The last two look like other layouts (a label could be a number of frames), so they are read only where the config asks
+The last two look like other layouts (a label could be a number of frames), so they are read only if the config asks
 for them. All numbers at the end of a line then belong to it, and a path that ends in a space and a number needs tabs or
 commas.
 
@@ -59,7 +59,7 @@ class Columns:
         starts: first frame, empty if the list has none.
         keys: hash of each record, to count duplicates.
         all_labels, label_ends: every label of every video, and where those of each video end, after a leading 0; empty
-            where each video has one label.
+            if each video has one label.
     """
 
     paths: bytearray = field(default_factory=bytearray)
@@ -381,7 +381,7 @@ def _separator(list_file: str) -> bytes | None:
 
 
 def _fields(line: bytes, separator: bytes | None) -> tuple[bytes, list[int]]:
-    """Return the path of a line and the numbers behind it, without the empty fields that spreadsheets add."""
+    """Return the path of a line and the numbers after it, without the empty fields that spreadsheets add."""
     text = line.strip() if separator is None else line.strip().rstrip(separator + b" ")
     parts = text.split(separator)
 
@@ -431,7 +431,7 @@ def _read_labels(list_file: str, root: str, layout: str) -> Columns:
 
 
 def _add_labelled(columns: Columns, paths: list[bytes], numbers: list[list[int]], first: int) -> None:
-    # The first label represents a video where one class is needed, for example in a sampler.
+    # The first label represents a video if one class is needed, for example in a sampler.
     labels = [row[first - 1 :] for row in numbers]
     frames = [[row[0] for row in numbers]] if first == 2 else []
     columns.add(paths, [*frames, [row_labels[0] for row_labels in labels]])
@@ -459,7 +459,7 @@ def _read_json(list_file: str, root: str) -> Columns:
             raise UserError(f"{list_file}: JSON with a number of thousands of digits, or nested too deeply") from None
 
     if isinstance(entries, dict):
-        # MMAction2 1.x puts the list into a dict, beside `metainfo`.
+        # MMAction2 1.x puts the list into a dict, next to `metainfo`.
         entries = entries.get("data_list")
     if not isinstance(entries, list):
         raise UserError(f"{list_file}: expected a list of dicts, or a dict with `data_list`")
@@ -508,7 +508,7 @@ def _entry(where: str, entry: object) -> tuple[str, int, int, list[int]]:
     values = [entry.get("offset", 0), entry.get("total_frames", -1), *labels]
     for key, value in zip(("offset", "total_frames", *["label"] * len(labels)), values, strict=True):
         low = 0 if key == "offset" else -1  # total_frames -1 means unknown; labels are checked with those of all lists
-        # bool is an int in Python, but no number in a list.
+        # bool is an int in Python, but not a number in a list.
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**31:
             raise UserError(f"{where}: `{key}` must be one whole number, found {value!r:.80}")
 

@@ -237,7 +237,7 @@ def _kinetics(files: Sequence[Path], split: int) -> Annotations:
     unlabelled = 0
 
     for file in tables:
-        # Some releases have no column for the split: then the file's name says it, as in kinetics400_val_list.csv.
+        # Some releases have no column for the split: then the file's name shows it, as in kinetics400_val_list.csv.
         words = re.split(r"[_.-]", file.stem)
         named = next((word for word in reversed(words) if word.lower() in _SPLITS), words[-1])
         rows = csv.DictReader(_text(file).splitlines())

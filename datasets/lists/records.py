@@ -37,7 +37,7 @@ class Records:
 
     Attributes:
         labels: (N,) int32 class numbers; the first label of a video that has several.
-        frames: (N,) int32 number of frames, -1 where the list has none.
+        frames: (N,) int32 number of frames, -1 if the list has none.
         starts: (N,) int32 first frame (the `offset` column), 0 if the list has none.
         list_hash: sha256 of the list file, hexadecimal.
         list_file: path of the list file.
@@ -82,7 +82,7 @@ class Records:
         Args:
             list_file: path of the list file.
             root: folder that the paths in the list start from; they may not lead out of it.
-            num_class: labels must be in 0..num_class-1; None accepts any label from 0 on.
+            num_class: labels must be in 0..num_class-1; None accepts any label of at least 0.
             layout: `data.list_layout`: "auto", or a layout with several labels per video.
 
         Raises:
@@ -133,7 +133,7 @@ class Records:
     def length_of(self, i: int, frames: int) -> int:
         """Return how many of `frames` frames, counted from its start, record i has.
 
-        A list with offsets names parts of videos. There, the number of frames in the list ends a part.
+        A list with offsets names parts of videos. In such a list, the number of frames sets where a part ends.
         """
         listed_frames = int(self.frames[i])
         return min(listed_frames, frames) if self.has_parts and listed_frames > 0 else frames
@@ -152,7 +152,7 @@ class Records:
 
     @property
     def targets(self) -> NDArray[np.bool_] | None:
-        """The classes of each video, (N, K), computed at each call; None where each video has one label."""
+        """The classes of each video, (N, K), computed at each call; None if each video has one label."""
         if self._all_labels is None or self._label_ends is None:
             return None
         table = np.zeros((len(self), self._num_class), bool)
@@ -160,7 +160,7 @@ class Records:
         return table
 
     def members(self) -> list[NDArray[np.int64]]:
-        """Return the records of each class that has any, in class order. Records with several labels are in several."""
+        """Return the records of each class that has any, in class order; those with several labels appear in each."""
         owners = np.arange(len(self), dtype=np.int64)
         labels = self.labels
         if self._all_labels is not None and self._label_ends is not None:
@@ -210,7 +210,7 @@ def records_of(cfg: Config, split: str) -> Records:
     """Load the "train" or "val" list of a configuration.
 
     Raises:
-        UserError: the list has an error, or several labels per video where the loss takes one.
+        UserError: the list has an error, or several labels per video although the loss takes one.
     """
     source, root = (cfg.train_source, cfg.train_root) if split == "train" else (cfg.val_source, cfg.val_root)
     records = Records.load(source, root, num_class=cfg.model.num_class, layout=cfg.data.list_layout)

@@ -314,7 +314,7 @@ def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[
     # What concerns all lists together.
     if coverage.get("groups"):
         groups, alone = coverage["groups"]
-        rest = f"; {alone} videos without a match are in a group of their own each" if alone else ""
+        rest = f"; {alone} videos without a match each form a group of their own" if alone else ""
         lines.append(f"{groups} groups, none of them in both lists{rest}")
     if coverage["unlabelled"]:
         lines.append(f"{coverage['unlabelled']} samples of the annotations have no label and are left out")
@@ -340,7 +340,7 @@ def from_folders(media: Iterable[Media], root: str, *, share: float, group: str 
         root: the root, for messages.
         share: share of the validation videos.
         group: pattern whose match (or first group) in a path names what must stay together, such as a person.
-        seed: a different seed gives another draw.
+        seed: a different seed gives a different draw.
     """
     parts = [(one, one.path.split("/")) for one in media]
     names = {path[0].lower() for _, path in parts}
@@ -350,7 +350,7 @@ def from_folders(media: Iterable[Media], root: str, *, share: float, group: str 
     level = 1 if given and given == names else 0
     shallow = next((path for _, path in parts if len(path) < level + 2), None)
     if shallow:
-        raise UserError(f"--root: {os.path.join(root, *shallow)} lies in no class folder")
+        raise UserError(f"--root: {os.path.join(root, *shallow)} is not in a class folder")
 
     items = [(path[0].lower(), Item((one.path,), path[level], one.path)) for one, path in parts]
     groups = None

@@ -48,7 +48,7 @@ class Ledger:
         # Count samples, not events: one bad file that fails in every epoch uses the budget once.
         if len(self.samples) > self.limit:
             raise UserError(
-                f"{len(self.samples)} of {self.videos} videos cannot be read, data.bad_budget allows {self.limit}: "
+                f"{len(self.samples)} of {self.videos} videos cannot be read; data.bad_budget allows {self.limit}: "
                 f"{self.summary()}"
             )
 

@@ -78,7 +78,7 @@ class Loader(abc.ABC):
         self._closed = False
 
         try:
-            #: `service.trouble` says why the run should stop and restart: its reader processes do not start.
+            #: `service.trouble` is the reason why the run should stop and restart: its reader processes do not start.
             self.service: Service = (
                 Pool(setup, records, self._slots, options.workers, options.deadline, stand_in=True)
                 if options.workers

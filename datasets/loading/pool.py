@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from datasets.lists.records import Records
 
 _ROOT = Path(__file__).resolve().parents[2]
-#: The trainer handles the signals of a job. A worker that died of one would look like a broken video.
+#: The trainer handles the signals of a job. A worker killed by one would look like a broken video.
 _JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 _LOOK_SECONDS = 0.25  # between two checks of the workers
 _STALL_SECONDS = 2.0  # all workers idle with tasks pending: longer than any gap between taking and noting a task
@@ -439,5 +439,5 @@ Service = Pool | Inline
 def _end_in_words(code: int | None) -> str:
     """Return how a process ended: `exit code 3` or `ended by SIGKILL`."""
     if code is None:
-        return "it did not get ready"
+        return "it was never ready"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

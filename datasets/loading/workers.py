@@ -59,7 +59,7 @@ class Setup:
         reader: kind and options of the reader.
         train, eval: which clips or views; None if not used.
         seed: of the run.
-        repair: in an evaluation, show the nearest frame where one does not decode.
+        repair: in an evaluation, show the nearest frame if one does not decode.
         records_fd, control_fd, slot_fds: inherited descriptors (unused inline).
         row: of the control block.
         folder: working directory of the parent, which relative paths are relative to.
@@ -225,7 +225,7 @@ def main() -> None:
     os.dup2(2, 1)  # output of libraries must not get between the answers
 
     setup: Setup = unpacked(out.recv(MESSAGE_BYTES))
-    if setup.reader.kind == "dali":  # DALI runs beside the model, never in a reader process, which reads stored bytes
+    if setup.reader.kind == "dali":  # DALI runs alongside the model; a reader process only reads stored bytes
         setup = dataclasses.replace(setup, reader=dataclasses.replace(setup.reader, kind="encoded"))
 
     # Before cv2 is imported, which is slow, so that no orphan is left if the parent dies during the start.

@@ -1,6 +1,6 @@
 """Read frames from several memcached servers. Choose the server of a video and handle servers that fail.
 
-Each rule below keeps a reader at the speed of its disk at worst:
+The rules below ensure that a reader is never much slower than its disk:
 
 - **Route.** All frames of a video are on one server, chosen by rendezvous hashing. A clip is one round trip, and a lost
   server moves its own videos only.
@@ -308,7 +308,7 @@ class MemcachedPool:
         except NoRoom:  # no room under -M, or larger than the server takes
             state.counts["fill_full"] += 1
             if server.refused(size):
-                state.events.append((server.name, "full, keeps what it has"))
+                state.events.append((server.name, "full; it keeps what it has"))
         except Exception as error:  # noqa: BLE001  as in `_read`
             state.counts["fill_errors"] += 1
             # Only the first failure is an event; the other values of this clip fail too.

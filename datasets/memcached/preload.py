@@ -1,8 +1,8 @@
 """`python main.py preload EXP`: put the frames of an experiment into its memcached servers before training.
 
-Frames that a server already has are checked by key. They are not read and sent again, so the same command continues
-after an interruption. `--shard r/n` takes every n-th video from r on, so that n nodes share the work. A server without
-room keeps what it has (-M). The rest of its videos will come from the disk.
+Frames that a server already has are checked by key. They are not read and sent again, so the same command resumes
+after an interruption. `--shard r/n` takes every n-th video, starting at r, so that n nodes share the work. A server
+without room keeps what it has (-M). The rest of its videos will come from the disk.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PreloadProgress:
     videos: int
     done: int = 0
     frames: int = 0
-    there: int = 0  # frames that a server had already
+    there: int = 0  # frames that a server already had
     stored: int = 0
     read_bytes: int = 0
     failed: list[str] = dataclasses.field(default_factory=list)
@@ -53,8 +53,8 @@ class PreloadProgress:
         left = int((self.videos - self.done) * seconds / self.done) if self.done else 0
         missing = self.frames - self.there - self.stored
         return (
-            f"{self.done}/{self.videos} videos, {self.frames} frames: {self.there} were there, {self.stored} stored, "
-            f"{missing} not; {self.read_bytes / 1e6:.0f} MB, {self.read_bytes / 1e6 / seconds:.1f} MB/s, "
+            f"{self.done}/{self.videos} videos, {self.frames} frames: {self.there} already there, {self.stored} "
+            f"stored, {missing} not; {self.read_bytes / 1e6:.0f} MB, {self.read_bytes / 1e6 / seconds:.1f} MB/s, "
             f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
             + (f"; full: {', '.join(sorted(self.full))}" if self.full else "")
         )
@@ -202,7 +202,7 @@ def _check_frames(records: Records) -> None:
     if first is not None and os.path.isfile(records.full_path(first)):
         raise UserError(
             f"{records.list_file} names video files ({printable(records.path(first))}); preload stores frames: "
-            "`python main.py dump` makes folders or shards of them, give their list and root"
+            "`python main.py dump` makes folders or shards of them; give their list and root"
         )
 
 

@@ -360,7 +360,7 @@ class Connection:
 
 
 def _unexpected(line: bytes) -> ValueError:
-    return ValueError(f"an answer that was not asked for: {line[:80]!r}")
+    return ValueError(f"an answer that was not requested: {line[:80]!r}")
 
 
 class _Stream:
@@ -432,7 +432,7 @@ class _Stream:
         self.left.values -= size
         self.left.count -= 1
         if size > self.left.value or self.left.values < 0 or self.left.count < 0:
-            raise AnswerTooLarge(f"the server sends more than was asked for (a value of {size} bytes)")
+            raise AnswerTooLarge(f"the server sends more than was requested (a value of {size} bytes)")
 
     def take(self, size: int) -> bytes:
         """Return exactly `size` bytes. Raise ConnectionError if the stream ends before."""

@@ -100,7 +100,7 @@ def pyslowfast_uniform(w: int, h: int, crop: int) -> list[Box]:
 
 
 def tsm_fullres(w: int, h: int, crop: int) -> list[Box]:
-    """Return the crops of GroupFullResSample of the TSM repository: left, right, centre, also on portrait frames."""
+    """Return the crops of GroupFullResSample of the TSM repository: left, right, centre, even on portrait frames."""
     _check(w, h, crop)
     # Four times the rounded quarter: the right crop may end up to 3 pixels before the edge, as published.
     x, y = (w - crop) // 4, (h - crop) // 4
@@ -141,7 +141,7 @@ def multi_scale_sizes(w: int, h: int, input_size: int, scales: Sequence[float], 
     sizes = [input_size if abs(s - input_size) < 3 and input_size <= base else s for s in near]
 
     pairs = range(len(sizes))
-    # Aspect ratio is limited by the distance of the two scales in the list.
+    # The distance between the two scales in the list limits the aspect ratio.
     return [(sizes[j], sizes[i]) for i in pairs for j in pairs if abs(i - j) <= max_distort]
 
 
@@ -164,7 +164,7 @@ def multi_scale(
         u: 3 uniforms: size, place (or x), y.
         input_size: side of the network's input.
         scales: of the short side.
-        max_distort: largest distance of width and height in `scales`.
+        max_distort: largest distance between width and height in `scales`.
         more_fix_crop: 13 fixed places instead of 5.
         fix_crop: use fixed places, else any place.
     """
@@ -197,8 +197,8 @@ def random_resized(
         w: width of the frame.
         h: height of the frame.
         u: `RANDOM_RESIZED_UNIFORMS` uniforms: 10 areas, 10 aspects, x, y.
-        area: least and largest share of the frame.
-        aspect: least and largest width / height.
+        area: smallest and largest share of the frame.
+        aspect: smallest and largest width / height.
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
     for i in range(RANDOM_RESIZED_TRIES):
@@ -237,7 +237,7 @@ def short_side_jitter(w: int, h: int, u: Sequence[float], *, crop: int, sides: t
         h: height of the frame.
         u: 3 uniforms: short side, x, y.
         crop: side of the square after scaling; at most `sides[0]`.
-        sides: least and largest short side in pixels.
+        sides: smallest and largest short side in pixels.
     """
     short = round(sides[0] + u[0] * (sides[1] - sides[0]))
     scaled_w, scaled_h = pyslowfast_short_side(w, h, short)
@@ -275,7 +275,7 @@ def multi_scale_random(
         crop: side of the last square in pixels; at most `side`.
         side: side of the multi-scale crop after scaling.
         scales: of the short side.
-        max_distort: largest distance of width and height in `scales`.
+        max_distort: largest distance between width and height in `scales`.
         more_fix_crop: 13 fixed places instead of 5.
     """
     scaled_w, scaled_h = pyslowfast_short_side(w, h, side)

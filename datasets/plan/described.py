@@ -38,10 +38,10 @@ class Rule:
 
 
 # Phrases that several rules share.
-_TSN_TRAIN = "one random frame in each of S equal parts; frame 0 where n < S"
+_TSN_TRAIN = "one random frame in each of S equal parts; frame 0 if n < S"
 _WINDOW = "a random window"
 _SPREAD = "[a + j T tau / (T - 1)], none beyond frame a + T tau - 1, where a = [(n - T tau) / 2]"
-_SHORT = "where n <= T tau [n / tau] frames, evenly from the first to the last, then"
+_SHORT = "if n <= T tau, [n / tau] frames, evenly from the first to the last, then"
 
 RULES: dict[str, Rule] = {
     "tsn": Rule(
@@ -61,8 +61,8 @@ RULES: dict[str, Rule] = {
     "mmaction2_0x": Rule(
         "MMAction2 0.x, SampleFrames",
         "S random starts, one in each equal part of where a clip fits; from each L frames tau apart, mod n",
-        "(a + tau i) mod n for i = 0 .. L-1, where a = [(n - L tau + 1) / S * (k + 1/2)], or 0 where n < L tau",
-        "S = 1: V parts in place of S; else the second clip starts at the begin of each part",
+        "(a + tau i) mod n for i = 0 .. L-1, where a = [(n - L tau + 1) / S * (k + 1/2)], or 0 if n < L tau",
+        "S = 1: V parts in place of S; else the second clip starts at the beginning of each part",
         "configs and weights of MMAction2 0.x",
     ),
     "mmaction2_1x": Rule(
@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = {
         "as mmaction2_0x",
         "L = 1: [n / S * (k + 1/2)]; L > 1: (a + tau i) mod n for i = 0 .. L-1, where, with m = n - (L - 1) tau - 1, "
         "a = [m / 2] for S = 1, else k m / (S - 1) rounded to the nearest; m = 0 in shorter videos",
-        "S = 1: a = v m / (V - 1) rounded (L = 1: [n / V * (v + 1/2)]); else a second clip of S further starts",
+        "S = 1: a = v m / (V - 1) rounded (L = 1: [n / V * (v + 1/2)]); else a second clip of S more starts",
         "configs and weights of MMAction2 1.x",
     ),
     "pyslowfast": Rule(
@@ -83,14 +83,14 @@ RULES: dict[str, Rule] = {
     "pp": Rule(
         "PaddleVideo, PP-TSN",
         _TSN_TRAIN,
-        "[n / S * (k + 1/2)]; 0 where n <= S",
+        "[n / S * (k + 1/2)]; 0 if n <= S",
         "",
         "configs and weights of PP-TSN",
     ),
     "pp_tsm": Rule(
         "PaddleVideo, PP-TSM",
-        "one random frame in each of S parts of [n / S] frames; where n < S frame k mod n",
-        "p k + [(p - 1) / 2], where p = [n / S]; where n < S frame k mod n",
+        "one random frame in each of S parts of [n / S] frames; if n < S, frame k mod n",
+        "p k + [(p - 1) / 2], where p = [n / S]; if n < S, frame k mod n",
         "",
         "configs and weights of PP-TSM",
     ),
@@ -104,16 +104,16 @@ RULES: dict[str, Rule] = {
     "vjepa2": Rule(
         "V-JEPA 2",
         f"{_WINDOW} of T tau frames: T of them, evenly from its first to its last",
-        f"{_SPREAD}; where n <= T tau as videomae in a video of n - 1 frames",
+        f"{_SPREAD}; if n <= T tau, as videomae for a video of n - 1 frames",
         "the middle window of each of V parts; where these are too short, V windows in even steps, which overlap",
         "V-JEPA 2 and probes on it",
     ),
     "one_per_segment": Rule(
         "Pytorch Video Analysis, whose config format this is",
         _TSN_TRAIN,
-        "[(n - S + 1) / S * (k + 1/2)]; 0 where n <= S",
+        "[(n - S + 1) / S * (k + 1/2)]; 0 if n <= S",
         "",
-        "configs that were written for it; the default, so that they mean what they meant",
+        "configs that were written for it; the default, so that they keep their meaning",
     ),
 }
 
@@ -141,7 +141,7 @@ def rule_of_test(s: Sampling, num_clips: int) -> dict[str, object]:
 
 def table() -> str:
     """Return the table of docs/sampling.md, with a row for each preset."""
-    rows = ["| preset | frames in training | one test clip | test clips | take it for |", "|---|---|---|---|---|"]
+    rows = ["| preset | frames in training | one test clip | test clips | use it for |", "|---|---|---|---|---|"]
 
     for preset in PRESETS:
         rule = RULES[preset]

@@ -38,7 +38,7 @@ class TrainSpec:
         input_size: side of the clip in pixels.
         crop: a key of `TRAIN_CROPS`.
         scales: for multi_scale and multi_scale_random: crop sides as fractions of the short side.
-        max_distort: for both: how many entries of `scales` width and height may lie apart.
+        max_distort: for both: how many entries apart width and height may be in `scales`.
         more_fix_crop: for both: 13 crop positions instead of 5.
         area: for random_resized: range of the crop's area, as a fraction of the frame's.
         aspect: for random_resized: range of width / height.

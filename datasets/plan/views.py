@@ -53,7 +53,7 @@ def _three(w: int, h: int, crop: int) -> list[Box]:
 
 
 #: Views in space of each clip. Plain names are this project's. The others keep a tool's order and rounding: PySlowFast
-#: (pyslowfast), MMAction2 (mmaction2), the TSM repository (tsm), V-JEPA 2. `ten` is equal in TSN, TSM, MMAction2 and
+#: (pyslowfast), MMAction2 (mmaction2), the TSM repository (tsm), V-JEPA 2. `ten` is the same in TSN, TSM, MMAction2 and
 #: PaddleVideo.
 EVAL_CROPS: dict[str, CropRule] = {
     "centre": CropRule(lambda w, h, crop: [crops.mmaction2_center(w, h, crop)], ("centre",)),

@@ -1,6 +1,6 @@
 """Treat a video whose last frames do not decode as a shorter video, and plan it on the frames that decode.
 
-The number of frames comes from headers where that is safe, because a decode costs as much as a clip. So a reader may
+The number of frames comes from headers if that is safe, because a decode costs as much as a clip. So a reader may
 find out during a read that the last frames are missing. It raises `EndsEarly`, and `on_what_decodes` repeats the work,
 plan included, with the frames that decode. The outcome depends on the file and the plan only. It does not depend on
 earlier reads, on other processes, or on a metadata cache.

@@ -1,4 +1,4 @@
-"""Read the bytes of frame files. This module decides where they are, frames.py decides what they mean."""
+"""Read the bytes of frame files. This module decides where they are; frames.py decides what they mean."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FrameSource(Protocol):
         ...
 
     def is_folder(self, path: str) -> bool:
-        """Return True if the path is a folder of frames; any other path is taken for one image."""
+        """Return True if the path is a folder of frames; any other path is treated as one image."""
         ...
 
     def names(self, folder: str) -> list[str]:

@@ -246,7 +246,7 @@ class FramesReader:
         start, declared = int(self.records.starts[i]), int(self.records.frames[i])
         frames = declared if declared > 0 else pack.frames - start
         if not 0 < start + frames <= pack.frames or frames < 1:
-            asked = f"{frames} frames from {start} on" if declared > 0 else f"frames from {start} on"
+            asked = f"{frames} frames, starting at {start}," if declared > 0 else f"frames starting at {start}"
             raise MediaError(self.records.path(i), f"{asked} were requested; the pack has {pack.frames}")
         return Layout(pack.template, pack.base + start, frames)
 

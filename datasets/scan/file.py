@@ -106,7 +106,7 @@ class Examiner:
             row["bad"] = inside + error.reason
 
         if stamp_of(path, (row["stamp"] or Stamp(0, 0)).probe_file) != row["stamp"]:
-            return {"bad": "the file changed while it was looked at", "again": True, "notes": []}
+            return {"bad": "the file changed while it was examined", "again": True, "notes": []}
         return row
 
     def _reader(self, family: str) -> Reader:
@@ -132,7 +132,7 @@ class Examiner:
         pictures = np.empty((len(ends), *_SMALL, 3), np.uint8)
         if whole:
             # All frames go into the same row, so an hour of video takes no more memory than one frame. A video is read
-            # in one go: where frames are found by counting, each piece would be decoded from the start. Frame folders
+            # in one go: if frames are found by counting, each piece would be decoded from the start. Frame folders
             # are read in pieces, since their reader holds the bytes of all requested files.
             step = metadata.frames if family == "video" else _AT_ONCE
             for first in range(0, metadata.frames, step):
@@ -166,7 +166,7 @@ def _kind(path: str, family: str) -> str:
 
 
 def describe(path: str, shown: str, frames: int) -> files.Row:
-    """Return codec, format, rate and claims of a video file's header, and notes where they contradict the real frames.
+    """Return codec, format, rate and claims of a video file's header, and notes if they contradict the real frames.
 
     Args:
         path: the file on disk.

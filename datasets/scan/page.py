@@ -33,7 +33,7 @@ td.path { overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 
 def render(summary: Row) -> str:
     """Return the page for the summary of `scan_results.write`."""
-    # The policy allows this one style sheet by its hash, and nothing else: no script of a file name can run.
+    # The policy allows this one style sheet by its hash, and nothing else: no script in a file name can run.
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
 
@@ -66,7 +66,7 @@ def _list(part: Row) -> str:
         (len(part["wrong_counts"]), "wrong frame counts"),
         (part["repeated"], "repeated lines"),
         (part["variable_rate"], "variable frame rate"),
-        (part["rotated"], "turned by the header"),
+        (part["rotated"], "rotated by the header"),
     ]
     items = "".join(f"<li><b>{number:,}</b>{what}</li>" for number, what in numbers)
 

@@ -45,7 +45,7 @@ def write(
         entries: for each list, the result of each record.
         groups: the result of `same_content`.
         level: how much was decoded.
-        classes: file of class names; None looks for classInd.txt beside each list.
+        classes: file of class names; None looks for classInd.txt next to each list.
         seconds: how long the scan took.
 
     Returns:
@@ -188,14 +188,14 @@ def _classes(records: Records, entries: list[ScanEntry], classes: Path | None) -
 
 
 def class_names(records: Records, classes: Path | None) -> list[str]:
-    """Return the names of the labels of a list, at least up to its highest; numbers where there are no names.
+    """Return the names of the labels of a list, at least up to its highest; numbers if there are no names.
 
     Args:
         records: the list.
-        classes: file of class names; None looks for classInd.txt beside the list, and takes it if it fits.
+        classes: file of class names; None looks for classInd.txt next to the list, and takes it if it fits.
 
     Raises:
-        UserError: `classes` cannot be read, is no text, or is not a list of class names.
+        UserError: `classes` cannot be read, is not text, or is not a list of class names.
     """
     count = int(max(records.labels_of(i).max() for i in range(len(records)))) + 1
     names: list[str] = []
@@ -270,7 +270,7 @@ def in_words(summary: files.Row, out: Path) -> list[str]:
             lines.append(f"  {part['clean']} has several labels per video: data.list_layout: path_frames_labels")
         if part["variable_rate"] or part["rotated"]:
             lines.append(
-                f"  {part['variable_rate']} with a variable frame rate, {part['rotated']} turned by their header"
+                f"  {part['variable_rate']} with a variable frame rate, {part['rotated']} rotated by their header"
             )
 
         if empty:

@@ -18,7 +18,7 @@ def same_content(
 
     A group has the same file, the same bytes or, if frames were decoded, the same pictures: equal number of
     frames, frame size, and first, middle and last picture (a copy in another container). To compare bytes, only files
-    of equal size are read, and of folders three frame files.
+    of equal size are read, and three frame files of each folder.
 
     Returns:
         {"how": "file", "bytes" or "pictures", "members": [(list, record), ...]}: one file in several lists, or at least
@@ -39,7 +39,7 @@ def same_content(
     groups = [{"how": "file", "members": list(places.values())} for places in others.values() if len(places) > 1]
     groups += _digests(lists, entries, list(by_path.values()), spec, workers, deadline)
 
-    # The same pictures in files of other bytes.
+    # The same pictures in files with different bytes.
     pictures: dict[str, list[tuple[int, int]]] = {}
     for number, i in by_path.values():
         if entries[number][i].get("pictures"):
@@ -72,7 +72,7 @@ def _digests(
 
     digests: dict[str, list[tuple[int, int]]] = {}
     for number, records in enumerate(lists):
-        # A file with a size of its own needs no reading.
+        # A file with a unique size need not be read.
         chosen = [i for group in sizes.values() if len(group) > 1 for owner, i in group if owner == number]
         tasks = [Look(i, "digest", names=_three(entries[number][i])) for i in chosen]
         for i, answer in ask(records, spec, tasks, workers, deadline):

@@ -110,7 +110,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--deadline", type=float, default=120.0, metavar="S", help="seconds allowed per file (120)")
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names (default: classInd.txt beside the list)"
+        "--classes", type=Path, metavar="FILE", help="class names (default: classInd.txt next to the list)"
     )
     parser.add_argument(
         "--layout", default="auto", choices=("auto", "path_labels", "path_frames_labels"), help="as data.list_layout"

@@ -27,7 +27,7 @@ def examine(
     Returns:
         The result of each record, in the order of the list; records of one file share it.
     """
-    # A file is examined once for each start, since a part of a folder has other frames.
+    # A file is examined once for each start, since a part of a folder has different frames.
     owners: dict[tuple[str, int], list[int]] = {}
     for i in range(len(records)):
         owners.setdefault((os.path.abspath(records.full_path(i)), int(records.starts[i])), []).append(i)

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 # Name of the picture, section of the report, dark, width and height in pixels
 PICTURES = (
+    ("report_summary", "summary", False, 1120, 860),
     ("report_errors", "errors", False, 1000, 690),
+    ("report_classes", "classes", False, 1120, 560),
+    ("report_videos", "videos", False, 1120, 690),
+    ("report_labels", "labels", False, 1120, 690),
     ("report_matrix", "matrix", True, 1120, 800),
     ("report_comparison", "compare", False, 1120, 760),
     ("report_narrow", "errors", False, 380, 760),

@@ -215,7 +215,7 @@ def load_tensors(
     problems = _wrong_options(model, {key: text for key, text in needed_options.items() if key not in accept})
     ours = model.state_dict()
     if classifier is None:
-        # tensors that are no matrix are reported as misfits below
+        # tensors that are not matrices are reported as misfits below
         classes = result.state.get("classifier.weight")
         classifier = classes is not None and (classes.dim() == 0 or len(classes) == len(ours["classifier.weight"]))
     result.state = _fitted(model, result, slow_first=module.SLOW_FIRST, classifier=bool(classifier))
@@ -269,7 +269,7 @@ def check_finite(state: Mapping[str, Any], path: str | Path) -> None:
     if bad:
         raise UserError(
             f"{path}: {listed('NaN or infinity in', bad)}; the training that wrote them diverged, or the file is "
-            "damaged: take an earlier checkpoint or another copy"
+            "damaged: use an earlier checkpoint or another copy"
         )
 
 
@@ -285,7 +285,7 @@ def network_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _other_network(shown: Mapping[str, Any], model: nn.Module) -> list[str]:
-    """Return a sentence if the file is of a different network than the model."""
+    """Return a sentence if the file is for a different network than the model."""
     mine = network_of(model)
     # only what both show is compared
     theirs = {key: shown[key] for key in mine if shown.get(key, mine[key]) != mine[key]}
@@ -429,8 +429,8 @@ def _wrong_options(model: nn.Module, needs: Mapping[str, str]) -> list[str]:
         wrong.append(f"set model.kwargs: {{{settings}}}")
     # an option that nothing shows is refused only if the user left it open
     wrong += [
-        f"neither the file nor a rule tells {option} ({vjepa2.CHOICES[option]}): set it in model.kwargs and see with "
-        "which the accuracy is the published one"
+        f"neither the file nor a rule decides {option} ({vjepa2.CHOICES[option]}): set it in model.kwargs and see "
+        "which value gives the published accuracy"
         for option, value in needs.items()
         if value == vjepa2.AMBIGUOUS and option in left
     ]

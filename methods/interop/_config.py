@@ -94,7 +94,7 @@ class HfConfig:
         if wrong:
             texts = [", ".join(f"{key} {values.get(key)}" for key in wrong) for values in (configured, shown)]
             raise UserError(
-                f"{self.path} says {texts[0]}, and the tensors of its folder show {texts[1]}; get another copy of the "
+                f"{self.path} has {texts[0]}, and the tensors of its folder show {texts[1]}; get another copy of the "
                 "folder"
             )
 

@@ -48,7 +48,7 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     They may be wrapped in dicts (`state_dict`, `model` and others), and their names may have prefixes of DataParallel.
 
     Raises:
-        UserError: it holds no tensors, or tensors that are no weights of a network.
+        UserError: it holds no tensors, or tensors that are not weights of a network.
     """
     content = _vjepa2(content)
 
@@ -115,7 +115,7 @@ def _check_published(path: Path) -> None:
     """Compare a file with the sha256 in its name, if `fetch` has that name.
 
     Raises:
-        UserError: it is another file.
+        UserError: it is a different file.
     """
     if path.name not in fetch.FILES.values() or not path.is_file():
         return
@@ -124,7 +124,7 @@ def _check_published(path: Path) -> None:
     if not digest_of(path).startswith(expected):
         raise UserError(
             f"{path}: its sha256 does not begin with {expected}, as the published file's does; it is damaged or "
-            "another file. Remove it and fetch it again, or rename it if it is your own"
+            "a different file. Remove it and fetch it again, or rename it if it is your own"
         )
 
 

@@ -67,7 +67,7 @@ class HfFolder:
 
 
 def is_folder(path: Path) -> bool:
-    """Return True for a Hugging Face folder; an experiment has a config.yaml and is none."""
+    """Return True for a Hugging Face folder; an experiment has a config.yaml and is not one."""
     return (path / CONFIG).is_file() and not (path / "config.yaml").exists()
 
 
@@ -149,7 +149,7 @@ def _refuse_code(path: Path, values: Options) -> None:
     asks = [key for key in ("auto_map", "custom_pipelines") if values.get(key)]
     brings = sorted(name for name in os.listdir(path) if name.endswith((".py", ".so", ".pyc")))
     if asks or brings:
-        what = f"{asks[0]} in its {CONFIG} asks for code to be run" if asks else f"it brings code ({brings[0]:.60})"
+        what = f"{asks[0]} in its {CONFIG} asks for code to be run" if asks else f"it contains code ({brings[0]:.60})"
         raise UserError(
             f"{path}: {what}, which is never done here; name the weights file in it instead, or a folder of plain "
             "config.json and safetensors"
@@ -167,7 +167,7 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
         if not os.path.lexists(single):
             pickled = sorted(name for name in os.listdir(path) if name.endswith(_PICKLED))
             hint = f"; {pickled[0]:.60} is not read: loading it could run code" if pickled else ""
-            raise UserError(f"{path} holds no {WEIGHTS}{hint}; take the folder's safetensors file")
+            raise UserError(f"{path} holds no {WEIGHTS}{hint}; use the folder's safetensors file")
         return {single: None}
 
     table = read_json(index).get("weight_map")
@@ -178,7 +178,7 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
     for tensor, name in table.items():
         # a plain name: a path could lead out of the folder
         if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", name):
-            raise UserError(f"{index}: {name!r:.100} is not the name of a safetensors file beside it")
+            raise UserError(f"{index}: {name!r:.100} is not the name of a safetensors file next to it")
         if len(shards) > _MOST_SHARDS:
             raise UserError(f"{index}: it names more than {_MOST_SHARDS:,} files; get another copy of it")
         held = shards.setdefault(path / name, set())
@@ -219,7 +219,7 @@ def write_folder(
         state: one of our state dicts.
         arch: the values for config.json.
         labels: class names.
-        carried: tensors beside those of the network, under the folder's names.
+        carried: tensors in addition to those of the network, under the folder's names.
         extra: more keys of config.json.
     """
     from safetensors.torch import save_file

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LETTERS = 2000  # of `about` that are kept
 _SHOWN = 4  # renamed classes that a message lists
-_LARGER = 2.0  # times the training's side, from which on `size_line` warns
+_LARGER = 2.0  # times the training's side, from which `size_line` warns
 # k400, Kinetics-400, kinetics_400 and the like
 _KINETICS = re.compile(r"(?<![a-z])k(?:inetics)?[-_ ]?(400|600|700|710)(?!\d)", re.IGNORECASE)
 _NAMES = {"cc-by-nc-4.0": "CC-BY-NC 4.0", "mit": "MIT", "apache-2.0": "Apache 2.0"}
@@ -29,7 +29,7 @@ _NAMES = {"cc-by-nc-4.0": "CC-BY-NC 4.0", "mit": "MIT", "apache-2.0": "Apache 2.
 
 @dataclass(frozen=True)
 class Start:
-    """Describe a model's initial weights, beside their values.
+    """Describe a model's initial weights, apart from their values.
 
     Attributes:
         path: the file or folder.
@@ -116,7 +116,7 @@ def seen_line(initial: Mapping[str, str], data: str) -> str:
         initial: see `of`.
         data: paths of the validation list and its root.
     """
-    # the videos of Kinetics-400, -600, -700 and -710 overlap, in other splits
+    # the videos of Kinetics-400, -600, -700 and -710 overlap, in different splits
     validated, trained = set(_KINETICS.findall(data)), set(_KINETICS.findall(initial.get("about", "")))
     others = sorted(trained - validated)
 
@@ -186,8 +186,8 @@ def check_labels(theirs: Sequence[str], ours: Sequence[str], path: Path | str) -
     if order.renamed:
         pairs = [f"{theirs[n]!r:.60} is {ours[n]!r:.60} here" for n in order.renamed[:_SHOWN]]
         return (
-            f"WARNING: {path}: {len(order.renamed)} of its {order.total} classes have other names than the list's "
-            f"({'; '.join(pairs)}): if these are other classes, its scores mean nothing"
+            f"WARNING: {path}: {len(order.renamed)} of its {order.total} classes have names that differ from the "
+            f"list's ({'; '.join(pairs)}): if these are other classes, its scores mean nothing"
         )
     return ""
 
@@ -227,7 +227,7 @@ def size_line(side: int, trained: int | None, what: str) -> str:
         return ""
     return (
         f"REMARK: frames of {side} pixels are {side / trained:.2g} times the {trained} pixels that {what}: objects "
-        "look larger than the network knows them, and fixed positions are others; accuracy usually falls"
+        "look larger than in training, and fixed positions differ; accuracy usually falls"
     )
 
 

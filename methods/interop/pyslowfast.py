@@ -1,4 +1,4 @@
-"""Convert names of PySlowFast: Slow and SlowFast, also with non-local blocks; `.pyth`, and `.pkl` from Caffe2."""
+"""Convert names of PySlowFast: Slow and SlowFast, even with non-local blocks; `.pyth`, and `.pkl` from Caffe2."""
 
 from __future__ import annotations
 

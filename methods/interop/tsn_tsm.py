@@ -1,4 +1,4 @@
-"""Convert names of the TSN and TSM repositories: ResNet, also with non-local blocks, and MobileNetV2 (2D)."""
+"""Convert names of the TSN and TSM repositories: ResNet, even with non-local blocks, and MobileNetV2 (2D)."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """
     if has(state, _LATER):
         raise UserError(
-            "the file holds V-JEPA 2.1, a different network than V-JEPA 2 (other rotary positions, embeddings of "
-            "the kind of input, norms of four blocks) and is not built here; take a file of V-JEPA 2"
+            "the file holds V-JEPA 2.1, a different network than V-JEPA 2 (different rotary positions, embeddings "
+            "of the kind of input, norms of four blocks) and is not built here; use a file of V-JEPA 2"
         )
 
     # The predictor is carried along; rotary positions make its table of positions useless.

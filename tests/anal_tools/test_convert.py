@@ -100,7 +100,7 @@ def test_without_a_config_it_says_what_the_file_is(foreign: Path, capsys: pytest
     assert run("convert", foreign) == 0
     shown = capsys.readouterr().out
     assert "        backbone: resnet18\n        num_class: 8\n" in shown
-    assert "no tensor tells: type, the number of frames" in shown
+    assert "not shown by any tensor: type, the number of frames" in shown
 
 
 def test_predict_says_what_a_foreign_file_lacks(

@@ -363,7 +363,7 @@ def test_26_readers_slower_than_the_device(make_exp: Callable[..., Path]) -> Non
     exp = make_exp()
     (exp / "log.txt").write_text("[x] Iter: [20/60] Time 0.001 (0.001) Data 0.000 (0.0001) Loss 2 (2)\n")
     lines = findings_of("readers", Subject(exp), "config", "files")
-    the_fault(lines, "warning", "the device takes 4444.4 (its log says)", advice="main.py dump")
+    the_fault(lines, "warning", "the device uses 4444.4 (from its log)", advice="main.py dump")
 
 
 def test_27_a_checkpoint_that_cannot_be_read(make_exp: Callable[..., Path]) -> None:
@@ -404,7 +404,7 @@ def test_a_live_run_is_named(make_exp: Callable[..., Path]) -> None:
     held = run_lock.take(exp / "jobs" / "lock.json")
     try:
         (line,) = findings_of("run", Subject(exp))
-        assert f"process {os.getpid()} on {socket.gethostname()} trains here" in line.text
+        assert f"process {os.getpid()} on {socket.gethostname()} has been training here" in line.text
     finally:
         held.release()
     assert findings_of("run", Subject(exp)) == [finding.ok("none")]

@@ -72,7 +72,7 @@ def test_round_trip(kind: str, data: Path, tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "WARNING: the initial weights given name Kinetics-710" in shown
     assert "REMARK: frames of 64 pixels are 2 times the 32 pixels that training clips have" in shown
-    assert "1 clip(s) x 1 crop(s) of 64; published: 81.5 with 5 clips x 3 crops (a paper); other views" in shown
+    assert "1 clip(s) x 1 crop(s) of 64; published: 81.5 with 5 clips x 3 crops (a paper); different views" in shown
     assert run("predict", exp, data / "a.mp4", "--checkpoint", folder, "--out", tmp_path / "p") == 0
     assert json.loads((tmp_path / "p" / "infer.json").read_text())["classes"] == NAMES
     assert main.train(exp, overrides=[f"common.model.pretrained={folder}"]) == 0
@@ -185,7 +185,7 @@ def test_an_epsilon_that_transformers_does_not_have(
     (exp / "config.yaml").write_text(text)
     assert main.train(exp) == 0
     assert run("export", exp, "--to", "hf", tmp_path / "out") == 2
-    assert "nothing was written. transformers' norm behind the mean has head_eps: 1e-5" in capsys.readouterr().err
+    assert "nothing was written. transformers' norm after the mean has head_eps: 1e-5" in capsys.readouterr().err
     assert [place.name for place in tmp_path.iterdir()] == ["exp"]
 
 

@@ -248,7 +248,7 @@ def test_slowonly_of_0x(tmp_path: Path) -> None:
     assert (schedule.base_lr, schedule.warmup_lr, schedule.warmup_epochs) == (pytest.approx(0.01), 0.1, 34)
     assert (schedule.warmup_type, schedule.step_by, schedule.min_lr) == ("factor_linear", "epoch", 0)
     assert (cfg.clip_grad, cfg.val_freq_epochs) == (40, 5)
-    assert "8 is their habit" in (tmp_path / "exp/config.yaml").read_text()
+    assert "8 is their usual number" in (tmp_path / "exp/config.yaml").read_text()
     assert "--gpus" in rows(draft, NOT)
 
 
@@ -398,13 +398,13 @@ def test_the_verb_writes_a_folder_or_only_shows(tmp_path: Path, capsys: pytest.C
     file.write_text(pipeline() + TSM + RUN_1X)
     assert main.main(["import", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "taken over with a different meaning" in shown
+    assert "kept with a different meaning" in shown
     assert "nothing was written" in shown
     assert main.main(["import", str(file), "--out", str(tmp_path / "exp"), "--gpus", "2"]) == 0
     assert config.load(tmp_path / "exp").shards == 2
     table = (tmp_path / "exp" / "import.txt").read_text()
     assert "train_cfg.max_epochs = 50" in table
-    assert "not taken over" in table
+    assert "not kept" in table
     assert main.main(["import", str(file), "--out", str(tmp_path / "exp")]) == 2
     assert "not an empty folder" in capsys.readouterr().err
 

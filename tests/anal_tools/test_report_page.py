@@ -108,9 +108,9 @@ def test_accuracy_against_cost(started_browser: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     index = build.build([str(exp)])
     with visit(started_browser, index.as_uri()) as visited:
-        assert texts(visited, "figcaption") == ["Top-1 of the kept views and of parts of them"]
+        assert texts(visited, "figcaption") == ["Top-1 with all kept views and with fewer"]
         assert visited.page.locator("svg.chart circle").count() == 10
-        assert visited.page.locator("svg.chart .axis").all_text_contents() == ["GMACs of a video", "top-1, per cent"]
+        assert visited.page.locator("svg.chart .axis").all_text_contents() == ["GMACs per video", "top-1, per cent"]
         assert texts(visited, "#page table:not(.overview) tbody tr")[-1].split("\t")[1:3] == ["10 x 3", "60.00"]
         assert visited.page.locator("nav a").count() == 6  # nothing to compare
         assert visited.errors == []
@@ -139,13 +139,13 @@ def test_matrix_with_the_mouse(shown: Visit, exps: list[Path]) -> None:
     count = int(((results.labels == 2) & (results.scores.argmax(axis=1) == 0)).sum())
     x, y = cell_at(shown, 2, 0)
     page.mouse.move(x, y)
-    assert re.match(rf"up taken for left: {count} \(", info.inner_text())
+    assert re.match(rf"up mistaken for left: {count} \(", info.inner_text())
     red, green, blue = pixel(shown, x - 8, y - 8)
     assert red > blue + 20, (red, green, blue)  # an error is warm, a diagonal cell cool
     red, green, blue = pixel(shown, *(value - 8 for value in cell_at(shown, 0, 0)))
     assert blue > red + 20
     page.mouse.click(x, y)
-    assert texts(shown, ".side h3") == ["up taken for left"]
+    assert texts(shown, ".side h3") == ["up mistaken for left"]
     assert page.locator(".side .card").count() == count
     assert page.locator("#announce").inner_text().startswith(f"{count} video")
     scrolled = page.evaluate("scrollY")
@@ -153,13 +153,13 @@ def test_matrix_with_the_mouse(shown: Visit, exps: list[Path]) -> None:
     page.wait_for_timeout(50)
     assert page.evaluate("scrollY") == scrolled
     page.mouse.move(x + 1, y)
-    assert info.inner_text().startswith("up taken for left")
+    assert info.inner_text().startswith("up mistaken for left")
     before = info.inner_text()
     page.mouse.down()
     page.mouse.move(x + 200, y + 150, steps=4)
     page.mouse.up()
     page.mouse.move(x, y)
-    assert texts(shown, ".side h3") == ["up taken for left"]  # a drag is no click
+    assert texts(shown, ".side h3") == ["up mistaken for left"]  # a drag is no click
     page.get_by_label("show the whole matrix").click()
     page.mouse.move(*cell_at(shown, 2, 0))
     assert info.inner_text() == before
@@ -183,7 +183,7 @@ def test_matrix_with_the_keyboard(shown: Visit, exps: list[Path]) -> None:
     page.keyboard.press("ArrowDown")
     assert info.inner_text().startswith("left recognised")
     page.keyboard.press("ArrowDown")
-    assert info.inner_text().startswith("right taken for left")
+    assert info.inner_text().startswith("right mistaken for left")
     page.keyboard.press("ArrowRight")
     assert info.inner_text().startswith("right recognised")
     for key in ("ArrowUp", "ArrowUp", "ArrowLeft", "ArrowLeft"):

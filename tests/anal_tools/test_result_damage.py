@@ -90,7 +90,7 @@ def test_a_flipped_bit_of_a_finished_file_is_one_sentence(exp: Path, name: str) 
         data = bytearray(whole)
         data[place] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
-        with pytest.raises(UserError, match=f"{name} has a different checksum.*run the evaluation again"):
+        with pytest.raises(UserError, match=f"{name} does not have the checksum.*run the evaluation again"):
             read_all(exp)
 
 

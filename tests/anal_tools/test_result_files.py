@@ -183,7 +183,7 @@ def test_an_earlier_result_stays_until_the_new_one_is_there(exp: Path, monkeypat
     assert np.array_equal(before.logits, old), "what is open stays what it was"
     assert after.frames.shape == (23, 1, 2)
     for name in ("frames", "views", "ledger"):
-        with pytest.raises(UserError, match="evaluated again while it was read"):
+        with pytest.raises(UserError, match="evaluated again while it was being read"):
             getattr(again, name)
 
 

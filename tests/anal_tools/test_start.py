@@ -124,7 +124,7 @@ def test_a_column_of_persons_keeps_each_on_one_side(tmp_path: Path) -> None:
     away = tmp_path / "away" / "t.csv"
     away.parent.mkdir()
     away.write_text("0.mp4,wave\n1.mp4,bend\n")
-    with pytest.raises(UserError, match=r"away: there is no video .*put the table into the folder of the videos"):
+    with pytest.raises(UserError, match=r"away: contains neither videos .*put the table into the folder of the videos"):
         videos.look(away)
 
 
@@ -146,8 +146,8 @@ def test_numbers_in_a_table_get_their_names_and_times_are_read(tmp_path: Path) -
     ("paths", "table", "message"),
     [
         (["a/1.mp4", "a/2.mp4"], None, r"2 videos, all of one class, 'a'; a model needs at least two"),
-        (["1.mp4", "a/2.mp4"], None, r"1.mp4: lies in no class folder; make FOLDER/CLASS/video, or put a csv"),
-        (["note.doc"], None, r"there is no video and no folder of frames below it"),
+        (["1.mp4", "a/2.mp4"], None, r"1.mp4: is not in a class folder; make FOLDER/CLASS/video, or put a csv"),
+        (["note.doc"], None, r"contains neither videos nor folders of frames"),
         (["1.mp4"], "x.mp4,a\ny.mp4,b\n", r"none of its 2 videos is below .*, for example 'x.mp4'"),
         (["1.mp4"], "", r"is empty; write a line `path,label` for each video"),
         (["1.mp4"], "1.mp4,\n", r"t.csv:1: expected `path,label`"),
@@ -165,7 +165,7 @@ def test_what_is_no_data_set(tmp_path: Path, paths: list[str], table: str | None
 def test_names_that_contradict_their_folders() -> None:
     right = [f"{name}/v_{name.title()}_{number}.avi" for name in ("archery", "bowling") for number in range(9)]
     assert videos.contradictions(collection(*right, "archery/v_Bowling_9.avi")) == [
-        "archery/v_Bowling_9.avi (bowling in the name, archery by the class folders)"
+        "archery/v_Bowling_9.avi (bowling in the name, archery according to the class folders)"
     ]
     assert not videos.contradictions(collection(*right, "archery/v_9.avi"))
     assert not videos.contradictions(collection("archery/1.avi", "archery/bowling_2.avi", "bowling/3.avi")), (
@@ -326,7 +326,7 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
     assert "1 file left out, because unreadable: broken.mp4" in output
     assert "a.mp4: left out, it ends at 2.0 s and the clip starts at 7 s" in output
     assert "the clips of each of the 3 files stay on one side" in output
-    assert "by t.csv (columns: path, label, start, end)" in output
+    assert "from t.csv (columns: path, label, start, end)" in output
     cfg = config.load(tmp_path / "exp")
     records = Records.load(cfg.val_source, cfg.val_root, num_class=2)
     spec = ReaderSpec("video", missing_share=0.05, metadata=cfg.data.metadata)
@@ -456,7 +456,7 @@ def test_a_user_at_a_terminal_hears_the_duration_and_may_decline(tmp_path: Path,
     assert process.returncode == 0, output
     assert re.search(r"training takes about \d+ \w+ here: \d+ steps of ", output)
     assert "too few for a reliable accuracy; --folds 5 holds out each video once, in 5 runs" in output
-    assert output.endswith("the same command trains it\n")
+    assert output.endswith("run the same command again to train it\n")
     assert not (tmp_path / "exp/log.txt").exists()
 
 
@@ -496,7 +496,7 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
 
     assert start.main(words) == 0
     again = capfd.readouterr()
-    assert "it resumes where it was" in again.out
+    assert "already exists; resuming it" in again.out
     assert "INFO run: nothing_to_do iteration=" in again.out
     with pytest.raises(UserError, match=r"was started with other options: epochs 2.*, now 3.*; choose another --out"):
         start.main([*words, "--epochs", "3"])

@@ -106,8 +106,8 @@ def test_the_suspects_of_an_evaluation_go_back_into_its_list(tmp_path: Path) -> 
     [
         ("path,label\nx.mp4,0\n", "no column suggested"),
         ("path,label,suggested\nx.mp4,0,one\n", r"t.csv:2: suggested is 'one'; give a whole number"),
-        ("path,label,suggested\nx.mp4,0,-1\n", "give a whole number from 0 on"),
-        ("path,label,suggested\nx.mp4,0,99999999999999999999\n", "give a whole number from 0 on"),
+        ("path,label,suggested\nx.mp4,0,-1\n", "give a whole number, 0 or more"),
+        ("path,label,suggested\nx.mp4,0,99999999999999999999\n", "give a whole number, 0 or more"),
         ("path,label,suggested\nx.mp4,0\n", "suggested is ''"),
         ("path,label,suggested\nx.mp4,0,1\nx.mp4,0,2\n", "t.csv:3: x.mp4 is also in .*t.csv:2"),
         ("path,label,suggested\ny.mp4,0,1\n", "none of the 1 videos of the table is in it"),

@@ -366,7 +366,8 @@ def test_a_clip_with_too_large_frames_is_refused(tmp_path: Path, monkeypatch: py
     assert isinstance(stored, encoded.Stored)
     decoded = stored.decoded
     assert decoded == 2 * SIZE * SIZE * 3  # a repeated frame counts once
-    assert "no vp9 here" in str(encoded.pack(reader, plan, None, slot, 0, AsStored(None, ("vp9",)))["refused"])
+    refused = encoded.pack(reader, plan, None, slot, 0, AsStored(None, ("vp9",)))["refused"]
+    assert "does not decode vp9 here" in str(refused)
     monkeypatch.setattr(encoded, "DECODED_BYTES", decoded - 1)
     assert "before they are cropped" in str(encoded.pack(reader, plan, None, slot, 0, limits)["refused"])
     slot.close()

@@ -232,5 +232,5 @@ def test_the_demo_without_its_data_says_how_to_make_it(tmp_path: Path) -> None:
     cfg = config.load(ROOT / "exps/demo_exps/tsm_resnet18/motion8")
     if Path(cfg.train_source).exists():
         pytest.skip("the data of the demo are here")
-    with pytest.raises(UserError, match="made by `python main.py demo-data`"):
+    with pytest.raises(UserError, match="`python main.py demo-data` makes the demo's data"):
         config.check_files(cfg)

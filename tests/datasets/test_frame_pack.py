@@ -50,7 +50,7 @@ def test_the_reader_reads_packs_and_knows_their_metadata(tmp_path: Path) -> None
     out = np.empty((3, 48, 64, 3), np.uint8)
     reader.read(1, np.array([0, 4, 0]), None, (48, 64), out)
     assert [number_in(image) for image in out] == [4, 8, 4]
-    with pytest.raises(MediaError, match="9 frames from 8 on were requested; the pack has 12"):
+    with pytest.raises(MediaError, match="9 frames, starting at 8, were requested; the pack has 12"):
         reader.probe(2)
 
 

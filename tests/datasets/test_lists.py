@@ -197,7 +197,7 @@ def test_videos_without_a_match_are_groups_of_their_own(tmp_path: Path, capsys: 
     touch(root, *(f"c/v_{i}.avi" for i in range(6)))
     out = make("folder", tmp_path, "--group", r"p\d+(?=_)")
     output = capsys.readouterr().out
-    assert "3 groups, none of them in both lists; 6 videos without a match are in a group of their own each" in output
+    assert "3 groups, none of them in both lists; 6 videos without a match each form a group of their own" in output
     lists_of = {split: [path for path, _ in rows(out, split, root, 3)] for split in ("train", "val")}
     people = [{path.split("/")[1][:2] for path in paths if path[0] in "ab"} for paths in lists_of.values()]
     assert not people[0] & people[1]

@@ -224,7 +224,7 @@ def test_a_full_server_keeps_what_it_has_and_says_so_once(start: Start, tmp_path
     counts, events = source.pool.take()
     assert counts["fills"] >= 30
     assert counts["fill_full"] == 96 - counts["fills"]
-    assert [text for _, text in events] == ["full, keeps what it has"]
+    assert [text for _, text in events] == ["full; it keeps what it has"]
     assert source.read_many(str(tmp_path / "v0"), NAMES) == on_disk(tmp_path / "v0")
     assert source.pool.take()[0]["hits"] == 8
     source.pool.close()

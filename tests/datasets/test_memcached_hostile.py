@@ -220,7 +220,7 @@ def test_large_frames_are_taken_once_the_disk_has_shown_one(serve: Callable[[Scr
     assert pool.get(ROUTE, KEYS[:1]) == {}
     counts, events = pool.take()
     assert counts["errors"] == 1
-    assert "more than was asked for" in events[0][1]
+    assert "more than was requested" in events[0][1]
     pool.put_later(ROUTE, [(KEYS[0], bytes(len(payload) // ROOM + 1))])
     assert pool.probe() == {server.name: False}  # this server speaks of values only
     pool._state().servers[0].up = True

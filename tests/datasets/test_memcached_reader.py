@@ -174,7 +174,7 @@ def test_preload_stores_everything_once(folder: Path, tmp_path: Path, server: Se
     assert "gone" in half.failed[0]
     whole = preload.preload(records, spec, range(1, 7), None, workers=2)
     assert (whole.frames, whole.there, whole.stored, whole.failed) == (72, 36, 36, [])
-    assert "36 were there, 36 stored, 0 not" in whole.text()
+    assert "36 already there, 36 stored, 0 not" in whole.text()
     assert preload.preload(records, spec, range(1, 7), None, workers=2).read_bytes == 0
 
 
@@ -187,7 +187,7 @@ def test_preload_verb(folder: Path, tmp_path: Path, server: Server, capsys: pyte
     with pytest.raises(UserError, match="does not answer"):
         preload.main([*words, "--servers", "[unix:/nowhere/s]"])
     assert preload.main([*words, "--servers", f"['{server.name}']", "--shard", "1/3", "--split", "both"]) == 0
-    assert "2/2 videos, 24 frames: 0 were there, 24 stored, 0 not" in capsys.readouterr().out
+    assert "2/2 videos, 24 frames: 0 already there, 24 stored, 0 not" in capsys.readouterr().out
     file = tmp_path / "servers.txt"
     file.write_text(f"{server.name}\n")
     assert preload.main([*words, "--servers", str(file), "--frames", "val"]) == 0

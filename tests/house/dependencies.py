@@ -42,8 +42,8 @@ The licence is the one in the metadata of the package.
 
 Some wheels contain libraries under other licences than their package:
 
-- PyAV and OpenCV contain FFmpeg (LGPL 2.1 or later). That of PyAV contains x264 and x265 (GPL 2 or
-  later), so those who pass its wheels on pass on a GPL work.
+- PyAV and OpenCV contain FFmpeg (LGPL 2.1 or later). PyAV's FFmpeg contains x264 and x265 (GPL 2 or
+  later), so if you pass on its wheels, you pass on a GPL work.
 - The CUDA builds of PyTorch, and DALI, need NVIDIA's libraries, which have NVIDIA's own licence.
   The rows of PyTorch are those of its CPU build, without these libraries.
 

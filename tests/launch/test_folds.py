@@ -169,5 +169,5 @@ def test_a_pooled_result_of_two_folds_that_differ_is_refused(tmp_path: Path) -> 
         exp.mkdir(parents=True)
         (exp / "config.yaml").write_text(json.dumps({}))
         write_results(exp, labels=[0, 1], logits=guessed([0, 1], 2), names=["a", name], name="latest")
-    with pytest.raises(UserError, match="another class_names"):
+    with pytest.raises(UserError, match="different class_names"):
         folds.main([str(tmp_path / "exp")])

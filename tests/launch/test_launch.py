@@ -178,9 +178,8 @@ def test_new_folder_anywhere_works_from_anywhere(exp: Path, tmp_path: Path) -> N
 
 def test_new_says_when_lists_stay_behind(exp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new.make(tmp_path / "new", exp)
-    assert (
-        f"note: train_source was beside the old config; write its full path, {exp}/train.txt" in capsys.readouterr().out
-    )
+    text = f"note: train_source was next to the old config; write its full path, {exp}/train.txt"
+    assert text in capsys.readouterr().out
 
 
 def test_new_refuses(exp: Path, tmp_path: Path) -> None:
@@ -224,7 +223,7 @@ def test_exp_sh_takes_the_virtual_environment_if_there_is_one(tmp_path: Path) ->
 
 def test_verbs_for_jobs_work_in_any_folder_as_the_page_says(tmp_path: Path) -> None:
     page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
-    assert "elsewhere with `PYTHONPATH=REPOSITORY` before" in page
+    assert "any other folder, put `PYTHONPATH=REPOSITORY` before" in " ".join(page.split())
     exp = ROOT / "exps/demo_exps/tsm_resnet18/motion8"
     done = run([sys.executable, "-m", "launch", "status", str(exp)], tmp_path, PYTHONPATH=str(ROOT))
     assert "No module named" not in done.stderr

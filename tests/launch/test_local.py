@@ -121,7 +121,7 @@ def test_ctrl_c_lets_the_ranks_save_and_leave(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
     assert [(tmp_path / f"saved.{rank}").read_text() for rank in range(2)] == ["SIGINT"] * 2
-    assert errors.splitlines() == ["stopping: the ranks save and leave; Ctrl-C once more kills them"]
+    assert errors.splitlines() == ["stopping: the ranks save and leave; press Ctrl-C again to kill them"]
 
 
 def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:

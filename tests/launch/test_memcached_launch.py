@@ -121,7 +121,7 @@ def test_without_memcached_a_run_goes_on(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_a_public_address_gets_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "8.8.8.8")
-    with pytest.raises(memcached.UserError, match="not a private one"):
+    with pytest.raises(memcached.UserError, match="is not private"):
         memcached.private_address()
 
 

@@ -127,7 +127,7 @@ def test_a_job_that_was_cancelled_or_requeued_by_hand_is_left_alone(
     tmp_path: Path, state: str, state_named: str
 ) -> None:
     task = Task(tmp_path, 75, state=state)
-    assert f"job 12 is {state_named}: not asked to start again" in task.end()[1]
+    assert f"job 12 is {state_named}, so it is not requeued" in task.end()[1]
     assert task.calls() == ["asked"]
 
 

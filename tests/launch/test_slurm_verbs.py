@@ -65,7 +65,7 @@ def test_requeue(exp: Path, stub: Stub, capsys) -> None:
     assert launcher.main(["requeue", str(exp), "--job", "7; touch canary"]) == 2
     stub.answers(squeue={"out": "2|2|RUNNING|None"})
     assert launcher.main(["requeue", str(exp), "--job", "1"]) == 2
-    assert "job 2 trains here" in capsys.readouterr().err
+    assert "job 2 is training here" in capsys.readouterr().err
     stub.answers(scontrol={"code": 1, "err": "Invalid job id specified"})
     assert launcher.main(["requeue", str(exp)]) == 2
 
@@ -107,4 +107,4 @@ def test_no_jobs_and_no_commands(tmp_path: Path, exp: Path, stub: Stub, monkeypa
     assert "no job was submitted from here" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path))
     assert launcher.main(["cancel", str(exp)]) == 2
-    assert "squeue is not here" in capsys.readouterr().err
+    assert "squeue is not installed here" in capsys.readouterr().err

@@ -102,11 +102,11 @@ def test_download_with_progress(server: Server, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "new" / "folder" / NAME).read_bytes() == CONTENT
     out, err = capsys.readouterr()
     assert hashlib.sha256(CONTENT).hexdigest() in out
-    assert "as the name says" in out
+    assert "as in its name" in out
     assert "2.9 of 2.9 MiB (100 %)" in err
     assert [file.name for file in (tmp_path / "new" / "folder").iterdir()] == [NAME]
     assert run(server, tmp_path / "new" / "folder") == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert server.asked == [""]
 
 
@@ -141,7 +141,7 @@ def test_left_over_that_is_too_long_is_dropped(server: Server, tmp_path: Path) -
 
 
 def test_wrong_content_is_not_installed(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="asks for 00000000.*nothing was installed"):
+    with pytest.raises(UserError, match="not 00000000.*nothing was installed"):
         run(server, tmp_path, "net-00000000.pth")
     assert not list(tmp_path.iterdir())
 
@@ -164,10 +164,10 @@ def test_server_errors(server: Server, tmp_path: Path) -> None:
     server.fail_with = [503, 500]
     assert run(server, tmp_path) == 0
     server.fail_with = [404]
-    with pytest.raises(UserError, match="answers 404"):
+    with pytest.raises(UserError, match="returned 404"):
         run(server, tmp_path, "other.pth")
     server.fail_with = [503] * 9
-    with pytest.raises(UserError, match="answers 503; run the same command again"):
+    with pytest.raises(UserError, match="returned 503; run the same command again"):
         run(server, tmp_path, "other.pth")
     assert len(server.fail_with) == 5
 

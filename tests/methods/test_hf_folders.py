@@ -128,7 +128,7 @@ def test_a_giant_probe_needs_to_be_told_its_heads(tmp_path: Path) -> None:
     options |= {"num_class": 5, "num_segments": 4, "head_eps": 1e-5, "patch": 8}
     state = {name.removeprefix("module."): one for name, one in probe["classifiers"][0].items()}
     with pytest.raises(
-        UserError, match=r"neither the file nor a rule tells pooler_heads \(16 by the authors' recipe, 22"
+        UserError, match=r"neither the file nor a rule decides pooler_heads \(16 by the authors' recipe, 22"
     ):
         interop.load_tensors(models.build(type="vjepa2", **options), state, Path("g.pt"))
     for heads in (16, 22):
@@ -239,7 +239,7 @@ def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
         models.from_pretrained(folder)
     folder = hf_folders.write(tmp_path / "brings", "videomae")
     (folder / "modeling.py").write_text("raise SystemExit")
-    with pytest.raises(UserError, match=r"it brings code \(modeling.py\)"):
+    with pytest.raises(UserError, match=r"it contains code \(modeling.py\)"):
         models.from_pretrained(folder)
     folder = hf_folders.write(tmp_path / "pickled", "videomae")
     canary = tmp_path / "CANARY"
@@ -255,8 +255,8 @@ def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
     ("kind", "changes", "message"),
     [
         ("videomae", {"hidden_size": 10**9}, "hidden_size is 1000000000, and must be a whole number from 1 to 65,536"),
-        ("videomae", {"hidden_size": 48}, r"says width 48, and the tensors of its folder show width 24"),
-        ("videomae", {"num_hidden_layers": 9999}, r"says depth 9999, .* show depth 2"),
+        ("videomae", {"hidden_size": 48}, r"has width 48, and the tensors of its folder show width 24"),
+        ("videomae", {"num_hidden_layers": 9999}, r"has depth 9999, .* show depth 2"),
         ("videomae", {"num_attention_heads": 5}, "width 24 is not a multiple of the 5 heads"),
         ("videomae", {"layer_norm_eps": "0"}, "layer_norm_eps is '0', and must be a number above 0"),
         ("videomae", {"layer_norm_eps": float("nan")}, "layer_norm_eps is nan, and must be"),
@@ -265,11 +265,11 @@ def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
         ("videomae", {"qkv_bias": False}, "q and v biases False, and the tensors"),
         ("videomae", {"hidden_act": "gelu_new"}, "only networks with 'gelu' are built here"),
         ("videomae", {"model_type": "timesformer"}, "model_type is 'timesformer', and folders of videomae, vjepa2"),
-        ("videomae", {"id2label": {"0": "a"}}, "says classes 1, and the tensors of its folder show classes 5"),
+        ("videomae", {"id2label": {"0": "a"}}, "has classes 1, and the tensors of its folder show classes 5"),
         ("videomae", {"id2label": {"1": "a"}}, "id2label is .*must be an object of the names of the classes 0, 1, 2"),
-        ("vjepa2", {"num_pooler_layers": 4}, "says num_pooler_layers 4, and .* show num_pooler_layers 2"),
+        ("vjepa2", {"num_pooler_layers": 4}, "has num_pooler_layers 4, and .* show num_pooler_layers 2"),
         ("vjepa2", {"num_pooler_layers": 60}, "num_pooler_layers is 60, and must be a whole number from 0 to 4"),
-        ("vjepa2", {"mlp_ratio": 4.0}, "says mlp 192, and the tensors of its folder show mlp 144"),
+        ("vjepa2", {"mlp_ratio": 4.0}, "has mlp 192, and the tensors of its folder show mlp 144"),
     ],
 )
 def test_configs_that_contradict_their_tensors(kind: str, changes: dict, message: str, tmp_path: Path) -> None:
@@ -297,8 +297,8 @@ def test_damaged_folders(tmp_path: Path) -> None:
     index = folder / hf.INDEX
     good = json.loads(index.read_text())
     for content, message in (
-        ('{"weight_map": {"a": "../evil.safetensors"}}', "is not the name of a safetensors file beside it"),
-        ('{"weight_map": {"a": "model-00001-of-00002.bin"}}', "is not the name of a safetensors file beside it"),
+        ('{"weight_map": {"a": "../evil.safetensors"}}', "is not the name of a safetensors file next to it"),
+        ('{"weight_map": {"a": "model-00001-of-00002.bin"}}', "is not the name of a safetensors file next to it"),
         ('{"weight_map": 3}', "it has no weight_map"),
         ("[" * 100_000, "not valid JSON"),
         ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "its tensors are not those that"),

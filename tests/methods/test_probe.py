@@ -167,7 +167,7 @@ def test_a_network_of_images_gives_a_token_for_each_frame(head: str, tmp_path) -
         ({"encoder": "tsm"}, "must be one of vjepa2, videomae, images"),
         ({"head": "mlp"}, "must be one of attentive, linear"),
         ({"lr_mults": (1.0, 0.0)}, "numbers above 0"),
-        ({"decays": (-0.1,)}, "numbers from 0 on"),
+        ({"decays": (-0.1,)}, "numbers of at least 0"),
         ({"pooler_heads": 5}, "must divide the width 24"),
     ],
 )

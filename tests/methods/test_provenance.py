@@ -98,7 +98,7 @@ def test_label_order() -> None:
     ):
         check(theirs, ["opening something", "zumba", "air drumming", "b c"], "f")
     renamed = check(theirs, ["opening something", "air drumming", "yoga", "b c"], "f")
-    assert "1 of its 4 classes have other names than the list's ('zumba' is 'yoga' here)" in renamed
+    assert "1 of its 4 classes have names that differ from the list's ('zumba' is 'yoga' here)" in renamed
     assert check(theirs, ["0", "1", "2", "3"], "f") == ""  # a list without names
     assert check(theirs, ["one", "two"], "f") == ""  # another classifier
     assert check(["a", "a", "b"], ["a", "a", "b"], "f") == ""
@@ -115,7 +115,7 @@ def test_labels_of_a_start(tmp_path: Path) -> None:
     assert not any(provenance.check_start(start(folder), names, 32))
     assert start(folder, num_class=6).labels is None  # its classifier was left out
     (warning,) = filter(None, provenance.check_start(start(folder), list("abcde"), 32))
-    assert "5 of its 5 classes have other names" in warning
+    assert "5 of its 5 classes have names that differ" in warning
 
 
 def test_frames_several_times_the_training_size(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_damaged_latest_falls_back_and_says_so(tmp_path: Path) -> None:
         resumed = checkpoint.find(tmp_path)
         assert resumed is not None, what
         assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10), what
-        assert any(LATEST in message and "passed over" in message for message in resumed.messages), what
+        assert any(LATEST in message and "is skipped" in message for message in resumed.messages), what
 
 
 def test_newer_best_wins_over_previous(tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_a_file_that_no_run_can_go_on_from_is_passed_over(tmp_path: Path, what: 
     resumed = checkpoint.find(tmp_path, check)
     assert resumed is not None
     assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10)
-    assert "no checkpoint that a training run can resume from" in resumed.messages[0]
+    assert "not a checkpoint that a training run can resume from" in resumed.messages[0]
     (tmp_path / PREVIOUS).unlink()
-    with pytest.raises(UserError, match=r"no checkpoint can be read \(ckpt\.pth\.tar is passed over: .*--fresh"):
+    with pytest.raises(UserError, match=r"no checkpoint can be read \(ckpt\.pth\.tar is skipped: .*--fresh"):
         checkpoint.find(tmp_path, check)
 
 
@@ -217,7 +217,7 @@ def small_disk(tmp_path: Path):
 def test_full_disk_leaves_the_old_one(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(small_disk, LATEST, state(1))
     big = {"step": 2, "w": torch.zeros(500_000)}
-    with pytest.raises(checkpoint.CheckpointError, match=r"needs 1\.9 MiB .*\d\.\d MiB are free.*as it was.*Make room"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"needs 1\.9 MiB .*\d\.\d MiB are free.*are unchanged.*Make"):
         checkpoint.save(small_disk, LATEST, big)
     # Somebody else's file may fill the disk after the look at the free space: torch then raises a RuntimeError.
     monkeypatch.setattr("utils.checkpoint_file._require_space", lambda *_: None)
@@ -232,7 +232,7 @@ def test_no_room_for_the_first_checkpoint_promises_nothing(small_disk: Path) -> 
     with pytest.raises(checkpoint.CheckpointError, match="none was saved before it.*starts from the beginning"):
         checkpoint.save(small_disk, LATEST, big)
     checkpoint.save(small_disk, LATEST, state(1))
-    with pytest.raises(checkpoint.CheckpointError, match="as it was.*it resumes from there"):
+    with pytest.raises(checkpoint.CheckpointError, match="are unchanged.*it resumes from there"):
         checkpoint.save(small_disk, BEST, big)  # there was no best one, but the run has a checkpoint
 
 

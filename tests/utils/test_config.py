@@ -237,7 +237,7 @@ def test_all_planted_faults_are_reported_at_once_and_without_torch(tmp_path: Pat
         (["augmentation.cutmix=1", "augmentation.mix_up_switch=.3"], "no effect unless both mix_up and cutmix are on"),
         (["data.num_sample=3", "batch_size=8"], "num_sample: must divide batch_size, which counts clips: 8 is no"),
         (["data.num_sample=2", "batch_size=6", "augmentation.cutmix=1"], "must be a multiple of 2 x num_sample, 4"),
-        (["policy=true", "no_wd=true"], "common.policy: has no effect beside no_wd"),
+        (["policy=true", "no_wd=true"], "common.policy: has no effect with no_wd"),
         (["nesterov=true", "momentum=0"], "nesterov: needs a momentum"),
         (["optimizer.type=adamw", "nesterov=true"], "nesterov: belongs to sgd and has no effect"),
         (["optimizer.type=adamw", "policy=true"], "policy: belongs to sgd and has no effect"),

@@ -91,7 +91,7 @@ def test_every_upper_limit_is_documented_and_has_a_reason() -> None:
     [
         (["workers=100000"], "must be at most 1,024, not 100000: each is a process"),
         (["batch_size=10000000"], "must be at most 100,000, not 10000000: one GPU holds all of them at once"),
-        (["model.num_segments=100000000"], "at most 10,000, not 100000000: a clip of so many frames"),
+        (["model.num_segments=100000000"], "at most 10,000, not 100000000: no machine has memory for a clip"),
         (["data.clip_len=100000000"], "at most 10,000"),
         (["data.prefetch=1000000000"], "at most 10,000"),
         (["shards=1000000000"], "at most 100,000, not 1000000000: there is one per GPU"),

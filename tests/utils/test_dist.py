@@ -157,10 +157,10 @@ def test_slurm_address_is_exported_or_the_first_host_of_the_step(clean_env: pyte
 
 def test_another_number_of_ranks_than_asked_for(clean_env: pytest.MonkeyPatch) -> None:
     clean_env.setenv("ZOETROPE_RANKS", "4")
-    with pytest.raises(UserError, match="4 ranks were asked for but this command started 1"):
+    with pytest.raises(UserError, match="4 ranks were requested, but this command started 1"):
         dist.join(device="cpu")
     set_env(clean_env, SLURM)
-    with pytest.raises(UserError, match="2 ranks were asked for but slurm started 8"):
+    with pytest.raises(UserError, match="2 ranks were requested, but slurm started 8"):
         dist.join(2, device="cpu")
 
 
@@ -183,7 +183,8 @@ def test_collectives_on_three_ranks() -> None:
         assert got["sent"].tolist() == [2.0] * 3
         assert got["wishes"][:2] == [True, False]
         assert got["ran"] == ([0] if rank == 0 else [])
-        assert got["wishes"][2] == ("UserError: no such folder" if rank == 0 else "AgreedError: rank 0 could not go on")
+        wish = "UserError: no such folder" if rank == 0 else "AgreedError: rank 0 could not continue"
+        assert got["wishes"][2] == wish
 
 
 def test_torchrun_starts_two_ranks() -> None:
@@ -249,7 +250,7 @@ def test_rank_0_missing_and_one_rank_twice() -> None:
     assert "could not reach rank 0" in output
     results = slurm_ranks([0, 1, 1], 3, free_port(), 10)
     assert all(code for code, _ in results)
-    assert any("two processes say they are rank 1 of 3" in output for _, output in results)
+    assert any("two processes claim to be rank 1 of 3" in output for _, output in results)
 
 
 def test_a_killed_rank_ends_the_others_with_one_clear_line() -> None:

@@ -150,7 +150,7 @@ def test_a_late_rename_hides_nothing(exp: Path, tmp_path: Path) -> None:
     resumed = checkpoint.find(exp)
     assert resumed is not None
     assert (resumed.path.name, resumed.state["step"]) == (kept_name(LATEST, 2), 60)
-    assert f"{LATEST} is passed over: it is older (step 20, of start 1 and not 2)" in resumed.messages
+    assert f"{LATEST} is skipped: it is older (step 20, of start 1 and not 2)" in resumed.messages
     for choice, kind in (("latest", LATEST), ("best", BEST), (None, BEST)):
         assert choose_weights(exp, choice) == exp / kept_name(kind, 2)
 

@@ -40,7 +40,7 @@ def test_ctrl_c_is_answered_while_the_interpreter_is_busy() -> None:
     process.send_signal(signal.SIGINT)
     line = process.stderr.readline()
     answered = time.monotonic()
-    assert line == "stopping: this run saves its state and leaves; Ctrl-C once more ends it at once\n"
+    assert line == "stopping: this run saves its state and leaves; press Ctrl-C again to end it immediately\n"
     assert process.stdout.readline() == "SIGINT\n"
     assert time.monotonic() - answered > 0.2, "the line came before the handler could run"
     assert process.communicate(timeout=10) == ("", "")

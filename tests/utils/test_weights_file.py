@@ -232,9 +232,9 @@ def state_of(value: bytes) -> bytes:
         (tensor(4, 4, 1), None),
         (tensor(400, 4, 1), "storage 0 has a different length"),  # torch would read what lies behind it in memory
         (tensor(-4, 4, 1), "length is not a number"),
-        (tensor(4, 5, 1), "reaches out of its storage"),
-        (tensor(4, 4, 1, offset=1), "reaches out of its storage"),
-        (tensor(4, 2, 4), "reaches out of its storage"),
+        (tensor(4, 5, 1), "extends beyond its storage"),
+        (tensor(4, 4, 1, offset=1), "extends beyond its storage"),
+        (tensor(4, 2, 4), "extends beyond its storage"),
         (tensor(4, -1, 1), "shape is not described"),
         (tensor(4, 2**31 - 1, 0), "many times the size"),  # one number seen as 8 GiB
     ],

@@ -166,7 +166,7 @@ _LARGEST_OF_POLICY = {"m": 10, "n": 16, "p": 1, "mstd": 100, "inc": 1}
 
 
 def rand_policy(text: str) -> RandPolicy:
-    """Parse the text of a RandAugment policy; ValueError if it is none."""
+    """Parse the text of a RandAugment policy; ValueError if it is not one."""
     # for-else: a part that is not a name and a number breaks out, past `else`, to the error
     name, *parts = text.split("-")
     settings: dict[str, float] = {}
@@ -240,7 +240,7 @@ def path_text(value: str) -> str:
 def without_user(value: str) -> str:
     """Refuse a URL with a user name in it: logs, checkpoints and reports contain the config."""
     if redact.hidden_users(value) != value:
-        raise ValueError("must not hold a URL with a user name; give such a URL by an environment variable")
+        raise ValueError("must not hold a URL with a user name; give such a URL in an environment variable")
     return value
 
 

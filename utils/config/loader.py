@@ -140,7 +140,7 @@ class _Draft:
             self._rename(tuple(old.split(".")), tuple(new.split(".")))
 
     def _rename(self, old: Keys, new: Keys) -> None:
-        """Move the value of a key that an earlier version called otherwise; both are in one section."""
+        """Move the value of a key that had a different name in an earlier version; both are in one section."""
         section = _section_at(self.raw, old[:-1])
         if not isinstance(section, dict) or old[-1] not in section:
             return
@@ -169,7 +169,7 @@ class _Draft:
             self._put(keys, document.value)
 
     def _put(self, keys: tuple[str, ...], value: object) -> None:
-        # Create the sections on the way, also in place of a value that is not a section
+        # Create the sections on the way, even in place of a value that is not a section
         place = self.raw
         for depth, name in enumerate(keys[:-1], start=1):
             if not isinstance(place.get(name), dict):
@@ -223,7 +223,7 @@ class _Draft:
         except ValidationError as errors:
             for error in errors.errors(include_url=False):
                 keys = _known_part(prefix + tuple(error["loc"]), prefix)
-                if _dotted(keys) not in self.in_error:  # one problem a key: the first is enough
+                if _dotted(keys) not in self.in_error:  # one problem per key: the first is enough
                     self.problem(keys, _in_words(error, keys))
         return None
 
@@ -444,7 +444,7 @@ def _meaning(keys: Keys) -> str:
 
 
 def _nearest(keys: Keys) -> str:
-    """Return the key that may be meant: the same word in another section, else a similar word in this one."""
+    """Return the key that was probably meant: the same word in another section, else a similar word in this one."""
     *_, word = map(str, keys)
     # The right word in the wrong section
     known = [key for key, _ in leaves()]

@@ -83,7 +83,7 @@ def options(method: str, backbone: str, root: Path = ROOT) -> dict[str, Option]:
 def mismatch(value: object, annotation: str) -> str | None:
     """Return why a plain value does not fit an annotated parameter; None if it fits or the annotation is not simple.
 
-    Simple are bool, int, float, str, None, unions, Literal, tuple/list/Sequence of these; an int fits a float.
+    Simple types are bool, int, float, str, None, unions, Literal, tuple/list/Sequence of these; an int fits a float.
     """
     try:
         tree = ast.parse(annotation, mode="eval").body if annotation else None
@@ -97,8 +97,8 @@ def mismatch(value: object, annotation: str) -> str | None:
 def excess(value: object) -> str | None:
     """Return why the size of a value is too large for any option, or None.
 
-    An option's own code decides what it accepts. These limits keep numbers away from it that can only end in an
-    overflow or exhaust the memory.
+    An option's own code decides what it accepts. These limits keep out numbers that could only cause an overflow or
+    exhaust the memory.
     """
     numbers = value if isinstance(value, tuple) else (value,)
     if len(numbers) > MOST_ITEMS:

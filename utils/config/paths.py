@@ -15,7 +15,7 @@ CLASS_FILE = "classInd.txt"
 
 
 def resolve(path: str, folder: Path) -> Path:
-    """Resolve a path: a relative one is in the repository if it exists there, else beside the config.
+    """Resolve a path: a relative one is in the repository if it exists there, else next to the config.
 
     If neither exists, return the path in the repository, which the error message then names.
     """
@@ -45,7 +45,7 @@ def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
         if not Path(getattr(cfg, key)).is_dir():
             problems.append(f"{_where(cfg, key)}there is no folder {getattr(cfg, key)}")
 
-    # Files that not every config names
+    # Files that only some configs name
     others = [("data.class_names", cfg.data.class_names), ("data.metadata", cfg.data.metadata)]
     if "train" in splits:
         others += [("model.pretrained", cfg.model.pretrained), ("distill.teacher", cfg.distill.teacher)]
@@ -55,12 +55,12 @@ def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
 
     if problems:
         if any(str(DEMO_DATA) in problem for problem in problems):
-            problems.append("the data of the demo are made by `python main.py demo-data`")
+            problems.append("`python main.py demo-data` makes the demo's data")
         raise UserError("\n".join(problems))
 
 
 def class_names_file(cfg: Config) -> Path | None:
-    """Return `data.class_names`, else classInd.txt beside the training list, else None: classes are then numbered."""
+    """Return `data.class_names`, else classInd.txt next to the training list, else None: classes are then numbered."""
     if cfg.data.class_names is not None:
         return Path(cfg.data.class_names)
     beside = Path(cfg.train_source).parent / CLASS_FILE

@@ -75,7 +75,7 @@ def _memory(value: LookUp) -> Iterator[Problem]:
     pixels = value("batch_size") * frames * size**2
     product = "batch_size x num_segments x clip_len x input_size^2"
 
-    # On the device: float32, 3 channels of 4 bytes a pixel
+    # On the device: float32, 3 channels of 4 bytes per pixel
     if 12 * pixels > MOST_BATCH_BYTES:
         yield (
             "batch_size",
@@ -83,7 +83,7 @@ def _memory(value: LookUp) -> Iterator[Problem]:
             f"as 32-bit numbers ({product} x 12 bytes), and no GPU has more than {_bytes(MOST_BATCH_BYTES)}",
         )
 
-    # In the memory of the host: uint8, 3 bytes a pixel
+    # In the memory of the host: uint8, 3 bytes per pixel
     ahead = value("data.prefetch")
     if 3 * pixels * ahead > MOST_QUEUE_BYTES:
         yield (
@@ -136,7 +136,7 @@ def _mirrored_labels(value: LookUp) -> Iterator[Problem]:
 
 def _policy(value: LookUp) -> Iterator[Problem]:
     if value("policy") and value("no_wd"):
-        yield "policy", "has no effect beside no_wd, which makes other parameter groups; set one of them to false"
+        yield "policy", "has no effect with no_wd, which makes other parameter groups; set one of them to false"
 
 
 def _nesterov(value: LookUp) -> Iterator[Problem]:

@@ -52,14 +52,14 @@ from utils.config.kinds import (
 
 # docs/config.md and the JSON schema print the texts of `key`; the JSON schema prints the class docstrings too.
 # Reasons for upper limits; a message quotes them. Limits are generous: no published recipe comes near them.
-FRAMES = "a clip of so many frames fits into no memory"
+FRAMES = "no machine has memory for a clip of so many frames"
 PIXELS = "no video is larger"
 GPUS = "there is one per GPU, and no machine has so many"
 DIVERGES = "training diverges long before"
-ITERATIONS = "a thousand iterations a second would take days"
-EPOCHS = "no training sees its videos so often"
-SLOW_SERVER = "a reader would wait an hour where the disk has the frame"
-YEARS_WORD = "no run lasts so long"
+ITERATIONS = "at a thousand iterations per second that would take days"
+EPOCHS = "no run sees its videos so often"
+SLOW_SERVER = "a reader would wait an hour for a frame that the disk has"
+YEARS_WORD = "no run lasts that long"
 RATE = 1e30  # a rate times a gradient of this size overflows a 32-bit number (3e38)
 HOUR_MS = 3_600_000
 YEARS = 10_000_000  # minutes
@@ -131,7 +131,7 @@ class Augmentation(Strict):
         "multi_scale: crop sides as shares of the short side", default=(1.0, 0.875, 0.75, 0.66)
     )
     max_distort: int = key(
-        "multi_scale: how many entries of scales width and height may lie apart",
+        "multi_scale: how many entries apart width and height may be in scales",
         default=1,
         ge=0,
         le=64,
@@ -154,7 +154,7 @@ class Augmentation(Strict):
     )
     randaugment_per_frame: bool = key("draw RandAugment's operations for each frame, not once per clip", default=False)
     random_erasing: Annotated[OffOrFour, AfterValidator(erasing)] = key(
-        "[p, sl, sh, r1]: probability, least and largest share of the area, least aspect; or false", default=None
+        "[p, sl, sh, r1]: probability, smallest and largest share of the area, smallest aspect; or false", default=None
     )
     random_erasing_per_frame: bool = key("draw the erased box for each frame, not once per clip", default=False)
     random_erasing_mode: Literal["colour", "pixel"] = key(
@@ -170,10 +170,10 @@ class Augmentation(Strict):
         "alpha of the Beta distribution of CutMix, which exchanges a box of neighbouring clips; or false", default=None
     )
     mix_up_switch: float = key(
-        "probability that a step takes cutmix where mix_up is on too, else mix_up", default=0.5, ge=0, le=1
+        "probability that a step uses cutmix, if mix_up is on too, instead of mix_up", default=0.5, ge=0, le=1
     )
     mean: Annotated[Three, within(0, 1)] = key("RGB mean subtracted from pixels in 0..1", default=(0.485, 0.456, 0.406))
-    std: Annotated[Three, within(1e-6, 1000)] = key("RGB standard deviation divided by", default=(0.229, 0.224, 0.225))
+    std: Annotated[Three, within(1e-6, 1000)] = key("RGB divisor after the mean", default=(0.229, 0.224, 0.225))
 
 
 class LrScheduler(Strict):
@@ -192,7 +192,7 @@ class LrScheduler(Strict):
         "warm-up in epochs, instead of warmup_steps", default=None, why=EPOCHS
     )
     warmup_lr: Annotated[float, Field(gt=0, le=RATE)] | None = key(
-        "peak learning rate, with which the cosine or the steps begin", default=None, why=DIVERGES
+        "peak learning rate, at which the cosine or the steps begin", default=None, why=DIVERGES
     )
     warmup_type: Literal["to_peak", "to_schedule", "factor_linear", "factor_constant", "factor_exp"] = key(
         "form of the warm-up: a line to warmup_lr, a line to the schedule's own value there (PySlowFast, PaddleVideo), "
@@ -200,16 +200,16 @@ class LrScheduler(Strict):
         default="to_peak",
     )
     step_by: Literal["iteration", "epoch"] = key(
-        "when the cosine or the steps move; epoch: only where an epoch begins (for the warm-up: warmup_by)",
+        "when the cosine or the steps move; epoch: only when an epoch begins (for the warm-up: warmup_by)",
         default="iteration",
     )
     warmup_by: Literal["iteration", "epoch"] = key(
-        "when the warm-up moves; epoch: only where an epoch begins (mmaction2 1.x)", default="iteration"
+        "when the warm-up moves; epoch: only when an epoch begins (mmaction2 1.x)", default="iteration"
     )
     min_lr: float = key("COSINE: learning rate at max_iter", default=0.0, ge=0, le=RATE, why=DIVERGES)
     cosine_begin_epoch: Annotated[float, Field(ge=0, le=1e6)] | None = key(
-        "COSINE: epoch with which the cosine begins, where it is neither the end of the warm-up nor 0 as warmup_type "
-        "says (mmaction2 1.x)",
+        "COSINE: epoch at which the cosine begins, if it is neither the end of the warm-up nor 0 as warmup_type "
+        "implies (mmaction2 1.x)",
         default=None,
         why=EPOCHS,
     )
@@ -222,7 +222,7 @@ class LrScheduler(Strict):
         "STEP: the same in epochs, instead of lr_steps", default=None, why=EPOCHS
     )
     lr_mults: Annotated[Numbers, SHORT, within(1e-6, 1e6)] | None = key(
-        "STEP: factor at each of lr_steps, on the rate of the moment", default=None
+        "STEP: factor at each of lr_steps, on the current rate", default=None
     )
 
 
@@ -298,13 +298,13 @@ class Data(Strict):
         "number of the first frame file, 0 or 1; auto = detected", default="auto"
     )
     metadata: PathText | None = key(
-        "metadata.bin of `main.py scan`: what is known of files is not looked up again; entries of files that have "
+        "metadata.bin of `main.py scan`: files described there are not probed again; entries of files that have "
         "changed are not used",
         default=None,
         free=True,
     )
     class_names: PathText | None = key(
-        "file with the class names; default: classInd.txt beside the training list", default=None, free=True
+        "file with the class names; default: classInd.txt next to the training list", default=None, free=True
     )
     # Sampling and order
     sampling: Literal[
@@ -325,11 +325,11 @@ class Data(Strict):
         default="auto",
     )
     order: Literal["shuffled", "class_balanced"] = key(
-        "order of the training videos; class_balanced = each class equally often, whatever its number of videos",
+        "order of the training videos; class_balanced = each class equally often, regardless of its number of videos",
         default="shuffled",
     )
     num_sample: int = key(
-        "repeated augmentation: clips of each video in a batch, of the same frames, with other crops and augmentations",
+        "repeated augmentation: clips of each video in a batch, from the same frames, with new crops and augmentations",
         default=1,
         ge=1,
         le=64,
@@ -337,7 +337,7 @@ class Data(Strict):
     )
     clip_len: int = key("frames taken from each segment", default=1, ge=1, le=10_000, why=FRAMES)
     frame_interval: int = key(
-        "distance of these frames, in frames of the video",
+        "distance between these frames, in frames of the video",
         default=1,
         ge=1,
         le=100_000,
@@ -345,23 +345,23 @@ class Data(Strict):
     )
     # Videos that cannot be read
     on_bad: Literal["error", "skip", "substitute"] = key(
-        "a video that cannot be read: stop, skip it (loss weight 0), or replace it by another one", default="skip"
+        "a video that cannot be read: stop, skip it (loss weight 0), or replace it with another one", default="skip"
     )
     bad_budget: float = key(
         "share of an epoch's samples that may be bad before the run stops", default=0.001, ge=0, le=1, free=True
     )
     missing_share: float = key(
-        "largest share of its frames that a video may lack at its end: it counts as shorter then, and as bad beyond",
+        "largest share of frames that may be missing at the end of a video: it counts as shorter, beyond that as bad",
         default=0.05,
         ge=0,
         lt=1,
     )
     # Cross-validation
     folds: Annotated[int, Field(ge=2, le=1000)] | Literal["lists", "groups"] | None = key(
-        "cross-validation (docs/folds.md): lists = foldNN_train.txt and foldNN_val.txt beside train_source; groups = "
-        "leave one group out; a number = so many folds of all videos of both lists",
+        "cross-validation (docs/folds.md): lists = foldNN_train.txt and foldNN_val.txt next to train_source; groups = "
+        "leave one group out; a number = that many folds of all videos of both lists",
         default=None,
-        why="each is a training",
+        why="each is a training run",
         free=True,
     )
     fold_group: Annotated[ShortText, AfterValidator(pattern)] | None = key(
@@ -369,7 +369,7 @@ class Data(Strict):
         default=None,
         free=True,
     )
-    flip: bool = key("mirror half of the training clips; off where left and right matter", default=True)
+    flip: bool = key("mirror half of the training clips; switch it off if left and right matter", default=True)
     flip_labels: Annotated[tuple[ClassPair, ...], AfterValidator(class_pairs)] | None = key(
         "[[left, right], ...]: pairs of classes, by number or name, that a mirrored clip exchanges", default=None
     )
@@ -410,11 +410,11 @@ class PreciseBn(Strict):
         default=0,
         ge=0,
         le=1_000_000,
-        why="every validation would take as long as a training",
+        why="every validation would take as long as a training run",
         free=True,
     )
     every_iters: Count | None = key(
-        "only at validations that fall on a multiple of so many iterations, and at the last one",
+        "only at validations that fall on a multiple of this many iterations, and at the last one",
         default=None,
         why=ITERATIONS,
         free=True,
@@ -501,7 +501,7 @@ class Config(Strict):
     )
     nesterov: bool = key("Nesterov's form of the momentum", default=False)
     ema: OffOrDecay = key(
-        "decay of a moving average of the weights, with which validation and evaluation run; or false", default=None
+        "decay of a moving average of the weights, which validation and evaluation use; or false", default=None
     )
     precise_bn: PreciseBn = section("batch-norm statistics recomputed for validation", default=PreciseBn)
     distill: Distill = section("a second network to learn from", default=Distill)
@@ -528,7 +528,7 @@ class Config(Strict):
         "number format; bf16 and fp16 keep float32 weights (autocast), fp64 is for tests", default="fp32"
     )
     clip_grad: Annotated[OffOrPositive, within(1e-12, 1e12)] = key(
-        "largest norm of the gradient, larger ones are scaled down; false = off", default=None
+        "largest norm of the gradient; larger ones are scaled down; false = off", default=None
     )
     compile: bool | Literal["reduce-overhead", "max-autotune"] = key(
         "torch.compile the model; reduce-overhead = with CUDA graphs, for many small kernels", default=False, free=True
@@ -538,12 +538,12 @@ class Config(Strict):
     )
     deterministic: bool = key("only algorithms that give the same bits every time", default=False, free=True)
     loggers: tuple[Literal["wandb", "mlflow"], ...] = key(
-        "remote loggers that get the curves too, beside TensorBoard's and events/scalars.jsonl: wandb, mlflow",
+        "remote loggers that get the curves in addition to TensorBoard and events/scalars.jsonl: wandb, mlflow",
         default=(),
         free=True,
     )
     save_minutes: float = key(
-        "minutes between checkpoints, besides those of val_freq",
+        "minutes between checkpoints, in addition to those of val_freq",
         default=10.0,
         gt=0,
         le=YEARS,
@@ -561,7 +561,7 @@ class Config(Strict):
 
     published: Published = section("what others have reported for this recipe", default=Published)
 
-    _origins: dict[str, str] = PrivateAttr(default_factory=dict)  # filled in by the loader; no part of the config
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)  # filled in by the loader; not part of the config
 
     def origin(self, key: str) -> str:
         """Return the origin of a dotted key (without `common.`): `file:line`, `--set`, default or computed."""

@@ -83,7 +83,7 @@ class Teacher:
     def loss(
         self, answer: object, clips: Tensor, labels: Tensor, *, weights: Tensor | None = None, **targets: object
     ) -> tuple[Tensor, Tensor]:
-        """Return (loss, the student's logits); arguments as `utils.loss.training_loss`, plus the student's clips."""
+        """Return (loss, the student's logits); arguments as in `utils.loss.training_loss`, plus the student's clips."""
         hard, logits = training_loss(answer, labels, weights=weights, **targets)
 
         with torch.no_grad(), self.autocast():
@@ -212,7 +212,7 @@ def _of_file(file: Path, student: Config) -> TeacherSource:
         return TeacherSource(config.from_dict(state["config"]), file, state)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"common.distill.teacher: the config in {file} is of a different version; name its experiment folder"
+            f"common.distill.teacher: the config in {file} is from a different version; name its experiment folder"
         ) from error
 
 

@@ -37,7 +37,7 @@ def evaluate(
     """Score every video exactly once over all ranks. Nothing else in the project scores videos.
 
     A video that cannot be read counts as wrong. All ranks do the same number of rounds, so that they can agree in each
-    round whether to stop. When memory runs out, the evaluation continues with fewer views at once.
+    round whether to stop. When memory runs out, the evaluation continues with fewer views per forward pass.
 
     Args:
         net: clips (N, C, T, H, W) -> logits (N, K); it is put into evaluation mode.

@@ -88,7 +88,7 @@ class Learner:
         """Apply what the plans of a batch drew, and mix neighbouring clips.
 
         Returns:
-            clips (B, C, T, H, W), normalised; labels, those of the mirror images where `data.flip_labels` names them.
+            clips (B, C, T, H, W), normalised; labels, replaced as `data.flip_labels` requires for mirrored clips.
         """
         settings, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
         # (B, T, H, W, C) -> (B, C, T, H, W)
@@ -153,7 +153,7 @@ class Learner:
             step: the iteration.
             losses: mean loss of each of this rank's micro-batches, by its shards.
         """
-        # One flag a shard, filled in by the rank that has the shard
+        # One flag per shard, filled in by the rank that has the shard
         bad = torch.zeros(self.shards.total, dtype=torch.float64, device=self.world.device)
         for shards, value in losses.items():
             bad[list(shards)] = float(not all(map(math.isfinite, value.reshape(-1).tolist())))
@@ -164,7 +164,7 @@ class Learner:
         names = ", ".join(self.path_at(position) for position in positions[:_NAMED])
         return AgreedError(
             f"the loss of iteration {step + 1} is not finite; all ranks stopped before the optimiser step and the last "
-            f"checkpoint is as it was. Videos in the batch: {names}{', ...' if len(positions) > _NAMED else ''}. "
+            f"checkpoint is unchanged. Videos in the batch: {names}{', ...' if len(positions) > _NAMED else ''}. "
             "Lower the learning rate, set common.clip_grad, or look at these videos"
         )
 
@@ -179,7 +179,7 @@ def build(
     """Build the parts of a training step from a config.
 
     Args:
-        saved: the checkpoint with which the run resumes, if any; `state.load` fills the parts from it.
+        saved: the checkpoint from which the run resumes, if any; `state.load` fills the parts from it.
         say: writes a line of the log.
 
     Raises:
@@ -191,7 +191,7 @@ def build(
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not cfg.deterministic  # clips have one size: one search finds the fastest kernel
 
-    # Networks: the student, and a peer beside it in mutual learning. A checkpoint replaces pretrained weights
+    # Networks: the student, and for mutual learning a peer. A checkpoint replaces pretrained weights
     net = methods.build(**model_arguments(cfg, pretrained=False if saved else cfg.model.pretrained))
     probes.check(net, precision=cfg.precision, distills=cfg.distill.teacher is not None)
     net = place(net, world.device, cfg.precision)
@@ -282,7 +282,7 @@ def _trained(arguments: dict[str, Any], source: distill.TeacherSource) -> nn.Mod
 
 
 def _named_draws(peer: nn.Module) -> nn.Module:
-    """Give the peer's layers other names than the student's, from which other dropout masks follow."""
+    """Rename the peer's layers, so that their dropout masks differ from the student's."""
     draws.prepare(nn.ModuleDict({"peer": peer}))
     return peer
 

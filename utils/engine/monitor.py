@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from utils.log import RunLog
     from utils.run_dir import RunDir
 
-# A loss is a spike if it exceeds the mean of those before it by so many deviations, and by this factor.
+# A loss is a spike if it exceeds the mean of those before it by this many deviations, and by this factor.
 SPIKE, LOSSES = (6.0, 1.5), (20, 50)  # LOSSES: least and largest number of losses before it
 OF_A_STEP = ("loss", "top1", "top5")  # the meters that a resume restores
-SHARED = {*OF_A_STEP, "non_finite", "stop", "save"}  # numbers of every step; all others belong to single heads
+SHARED = {*OF_A_STEP, "non_finite", "stop", "save"}  # numbers of every step; all others belong to individual heads
 
 
 class Monitor:
@@ -196,7 +196,7 @@ class Monitor:
         clips = self.state.step * batch
         epoch = clips // length
 
-        # The end of the run closes the epoch that it is in, also an incomplete one
+        # The end of the run closes the current epoch, even an incomplete one
         if final:
             epoch = -(-clips // length)
         elif is_last or epoch == (clips - batch) // length:

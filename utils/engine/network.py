@@ -66,7 +66,7 @@ def model_arguments(cfg: Config, *, pretrained: bool | str) -> dict[str, Any]:
 def compiled(
     net: torch.nn.Module, setting: bool | str, device: torch.device, say: Callable[[str], object]
 ) -> torch.nn.Module:
-    """Return the model compiled by `torch.compile`, or the model itself and a reason to `say` where it cannot be.
+    """Return the model compiled by `torch.compile`. If that is impossible, `say` why and return the model itself.
 
     Args:
         net: on its device.
@@ -86,14 +86,14 @@ def compiled(
 
 
 def _missing_on_cpu() -> str | None:
-    """Return what torch.compile needs on a CPU and does not find."""
+    """Return what torch.compile needs on a CPU but cannot find."""
     compiler = os.environ.get("CXX", "g++")
     program = (shlex.split(compiler) or ["g++"])[0]  # $CXX may name options too, as in `ccache g++`
     return None if shutil.which(program) else f"there is no C++ compiler ({compiler}; set $CXX)"
 
 
 def _missing_for_triton() -> str | None:
-    """Return what torch.compile needs on a GPU and does not find. Triton builds a launcher in C for each kernel."""
+    """Return what torch.compile needs on a GPU but cannot find. Triton builds a launcher in C for each kernel."""
     if not importlib.util.find_spec("triton"):
         return "the package triton is not installed"
 

@@ -1,7 +1,7 @@
 """Precise batch norm: average the statistics of many training batches for an evaluation.
 
 Source: Wu and Johnson 2021, arXiv:2105.07576, section 3.1. fvcore, PySlowFast and PaddleVideo use the same name.
-The running statistics come from the last ten or so batches, each seen by other weights. Here the weights do not change
+The running statistics come from the last ten or so batches, each with different weights. Here the weights do not change
 while N global batches pass. Each batch has a mean and an unbiased variance (the convention of the running buffers).
 Their averages over the batches replace the running statistics. The training itself is not affected.
 """
@@ -38,7 +38,7 @@ def averages(
     Args:
         net: the model itself, its batch norm converted by `sync_bn.convert`.
         forwards: a function for each micro-batch of this rank, which runs the network it is given on that batch;
-            equally many on each rank. None ends the work: the ranks have agreed to stop.
+            the same number on each rank. None ends the work: the ranks have agreed to stop.
         world: the ranks.
 
     Returns:
@@ -116,7 +116,7 @@ def applied(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def network(run: TrainingRun) -> Iterator[nn.Module | None]:
-    """Yield the network to validate with: the moving average if there is one, with precise batch norm where it is due.
+    """Yield the network to validate with: the moving average if there is one, with precise batch norm if it is due.
 
     Yield None if a signal stopped the precise batch norm. Collective.
     """

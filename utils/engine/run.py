@@ -152,7 +152,7 @@ class TrainingRun:
         """Validate, write the numbers, keep the checkpoint if it is the best so far. Collective.
 
         Returns:
-            False when a request to stop ended the validation, which the resumed run then owes.
+            False when a request to stop ended the validation; the resumed run then repeats it.
         """
         self.learner.bn_stats.for_evaluation()
         result = self._scores()
@@ -219,9 +219,9 @@ class TrainingRun:
 
     def stopped(self) -> int:
         """Write the last log line of a run that was asked to stop; return its exit code."""
-        # Another rank had the signal or the trouble; it reports a trouble itself, below
+        # Another rank received the signal or had the trouble; it reports its trouble itself, below
         why = self.stop.name or "another rank"
-        about = {"iteration": self.state.step, "by": why, "message": "saved; the same command continues"}
+        about = {"iteration": self.state.step, "by": why, "message": "saved; run the same command to resume"}
         self.log.event("run", "stopped", **about)
 
         # Rank 0 has written the line above; only the rank in trouble can report the trouble

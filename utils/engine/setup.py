@@ -40,7 +40,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         fresh: move the files of an earlier run to `old/<time>/`.
 
     Raises:
-        UserError: config, lists, weights or folder do not allow the run. Nothing has been changed then.
+        UserError: config, lists, weights or folder do not allow the run. In that case nothing has been changed.
     """
     # Cheap checks first, before any rank waits for another
     cfg = config.load(exp, overrides)
@@ -108,7 +108,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         run_learner.path_at = lambda position: train_records.path(sample_at(position))
         run_learner.mirrored = transforms.mirrored_classes(cfg.data.flip_labels, class_names, world.device)
 
-        # Nothing in lists, config or weights can be wrong any more: only now are the files of an old run moved
+        # Lists, config and weights have been checked: only now move the files of an old run
         world.on_main(lambda: checkpoint.take_over(folder, resume_from, fresh=fresh))
         run_log = stack.enter_context(log.RunLog(exp, world.is_main, step))
 
@@ -136,7 +136,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         monitor.watch.phase("start", step, batches.being_read)
         stack.enter_context(monitor.watch)
 
-        # DDP and gloo report a lost rank by errors of their own; `contact` translates them
+        # DDP and gloo report a lost rank with errors of their own; `contact` translates them
         with run_log.last_words(), dist.contact(world):
             yield run
 

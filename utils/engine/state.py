@@ -1,7 +1,7 @@
 """The content of a checkpoint: one list, `ENTRIES`, from which saving, loading and checking follow.
 
-To add a thing to a checkpoint, add an entry: how to read its value from a run, how to restore it, and what a file must
-hold for a run to resume. Order, augmentation, dropout and mixup are functions of (seed, step), so the step alone
+To add something to a checkpoint, add an entry: how to read its value from a run, how to restore it, and what a file
+must hold for a run to resume. Order, augmentation, dropout and mixup are functions of (seed, step), so the step alone
 restores all of them.
 """
 
@@ -69,7 +69,7 @@ ABSENT = object()  # the value of an entry that a run does not have
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """One thing that a checkpoint holds.
+    """One item in a checkpoint.
 
     Attributes:
         name: its key.
@@ -89,7 +89,7 @@ class CheckpointEntry:
 
 
 def check(path: Path, values: Values) -> None:
-    """Raise CorruptCheckpoint if no run can resume from a file: written by another program, or cut down."""
+    """Raise CorruptCheckpoint if no run can resume from a file: written by another program, or incomplete."""
     config = values.get("config")
     config = config if isinstance(config, Mapping) else {}
 
@@ -100,7 +100,7 @@ def check(path: Path, values: Values) -> None:
     if missing or odd:
         wrong = [listed("it has no", missing, most=8), listed("not what a run writes", odd, most=8)]
         raise CorruptCheckpoint(
-            path, f"{'; '.join(text for text in wrong if text)}: no checkpoint that a training run can resume from"
+            path, f"{'; '.join(text for text in wrong if text)}: not a checkpoint that a training run can resume from"
         )
 
 
@@ -182,7 +182,7 @@ def _load_optimizer(state: TrainState, source: ResumePoint) -> None:
 
     if reason:
         raise UserError(
-            f"{source.path}: the optimiser's state is of a different model or recipe ({reason}); put the run's own "
+            f"{source.path}: the optimiser's state is from a different model or recipe ({reason}); put the run's own "
             "checkpoint back, or start over with --fresh, which moves the old run to old/"
         )
 

@@ -23,7 +23,7 @@ class StepTotals:
 
     Args:
         world: the ranks.
-        stop, save: what this rank requests; a request of any rank counts for all.
+        stop, save: what this rank requests; a request from any rank counts for all.
 
     Attributes:
         losses: mean loss of each micro-batch of this rank, by its shards.
@@ -51,7 +51,7 @@ class StepTotals:
 
         Args:
             batch: for its shards and weights (B,).
-            loss: its mean loss; of a probe with several heads (heads,).
+            loss: its mean loss; for a probe with several heads, (heads,).
             logits: (B, K), or (heads, B, K).
             labels: (B,) or (B, K), as the loss used them.
             mix: how neighbouring clips were mixed.
@@ -72,7 +72,7 @@ class StepTotals:
             self._sums = torch.zeros(len(added) + len(SHARED) - 1, dtype=torch.float64, device=self.world.device)
         self._sums[: len(added)] += added
 
-        # The last micro-batch completes the sums: add the flags and start the all-reduce behind the forward pass
+        # The last micro-batch completes the sums: add the flags and start the all-reduce right after the forward pass
         if is_last:
             # Counts: the sum over ranks is above 0 if any rank has a loss that is not finite
             self._sums[-3] = ~torch.isfinite(self._sums[: len(parts) : len(NAMES)]).all()

@@ -1,4 +1,4 @@
-"""Remote loggers, which receive the curves beside TensorBoard: one file of this folder each, named in `common.loggers`.
+"""Remote loggers, which receive the curves like TensorBoard: one file of this folder each, named in `common.loggers`.
 
 A file defines `connect(folder, run, metadata)`, which opens the remote run and returns a `Remote`. It runs in its own
 process (`__main__.py`), so that no import, hang or crash of a logger reaches the training. The pipe to that process is
@@ -21,7 +21,7 @@ from typing import Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("wandb", "mlflow")
-PATIENCE = 0.002, 8.0  # how long `close` waits for the last points: a share of the run's time, at most so many seconds
+PATIENCE = 0.002, 8.0  # how long `close` waits for the last points: a share of the run's time, and a limit in seconds
 
 Point = tuple[int, Mapping[str, float]]  # finished iterations, tag -> value
 

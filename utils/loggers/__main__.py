@@ -1,8 +1,8 @@
 """`python -m utils.loggers NAME EXP`: the process that sends the points of a run to one remote logger.
 
-Standard input brings the metadata of the run and then points, one JSON object a line; its end is the end of the run. A
-line on standard output is a remark for log.txt. `events/NAME.json` keeps the remote run and the last step of each curve
-there, so that a restart continues the same run and sends no step twice.
+Standard input brings the metadata of the run and then points, one JSON object per line; its end is the end of the run.
+A line on standard output is a remark for log.txt. `events/NAME.json` keeps the remote run and the last step of each
+curve there, so that a restart continues the same run and sends no step twice.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def main(argv: list[str]) -> None:
     """Send points until standard input ends, and then for a few seconds at most."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the run handles them; the end of its input then ends this process
-    schedule(os.SCHED_IDLE)  # the run has priority, also on a machine without a free core
+    schedule(os.SCHED_IDLE)  # the run has priority, even on a machine without a free core
 
     # The metadata comes first
     inbox = Inbox()

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 JOB = "ZOETROPE_JOB"  # NAME:ID of the job, for the ranks of a scheduler that sets no variables
 RESTARTS = "ZOETROPE_RESTARTS"
 # The port where the ranks of a job meet is FIRST_PORT + its id modulo PORTS; if the job calls main.py again, PORTS
-# higher. Both ranges end below 32768, where Linux begins to take ports for outgoing connections: such a connection, of
-# any process on the node, could hold the port of a job at the moment when the job starts.
+# higher. Both ranges end below 32768: above it, Linux uses ports for outgoing connections. Such a connection, of any
+# process on the node, could hold the port of a job at the moment when the job starts.
 FIRST_PORT, PORTS = 20_000, 6_000
 
 
@@ -39,7 +39,7 @@ class Request:
         partition: a queue of the scheduler.
         nodes, tasks: nodes, and ranks on each of them; one rank per GPU.
         settings: limits and options of the partition.
-        servers: shell lines that start servers beside the ranks; see `Scheduler.on_each_node`.
+        servers: shell lines that start servers alongside the ranks; see `Scheduler.on_each_node`.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Scheduler:
         """Raise a UserError if there is no such queue, with a hint among the `known` names."""
 
     def on_each_node(self, nodes: int) -> str | None:
-        """Return the shell words that run a command once on every node, beside the ranks; None if it cannot."""
+        """Return the shell words that run a command once on every node, alongside the ranks; None if it cannot."""
         return None
 
     def preview(self, request: Request, task: Task, code: str) -> str:
@@ -142,7 +142,7 @@ class Scheduler:
         raise NotImplementedError
 
     def states(self, jobs: Iterable[str]) -> dict[str, str]:
-        """Return the states of those jobs that wait (``PENDING...``) or run (exactly ``RUNNING``).
+        """Return the states of those jobs that are pending (``PENDING...``) or running (exactly ``RUNNING``).
 
         Raises:
             UserError: the scheduler does not answer.
@@ -150,7 +150,7 @@ class Scheduler:
         raise NotImplementedError
 
     def outcome(self, job: str) -> Outcome:
-        """Return how a job ended, one that neither waits nor runs."""
+        """Return how a job ended; it must be neither pending nor running."""
         return Outcome("ended", 0)
 
     def cancel(self, job: str) -> None:
@@ -242,6 +242,6 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
             argv, capture_output=True, text=True, errors="replace", timeout=60, check=False, stdin=subprocess.DEVNULL
         )
     except FileNotFoundError as error:
-        raise UserError(f"{argv[0]} is not here: run this on a machine with {argv[0]}") from error
+        raise UserError(f"{argv[0]} is not installed here: run this on a machine with {argv[0]}") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"{argv[0]} did not answer ({error})") from error

@@ -79,7 +79,7 @@ class Local(Scheduler):
 
     def _signal(self, job: str, number: signal.Signals) -> None:
         if not self.is_alive(job):
-            raise UserError(f"job {job} does not run on this machine")
+            raise UserError(f"job {job} is not running on this machine")
         os.kill(_read(job)["pid"], number)
 
     def is_alive(self, job: str) -> bool | None:

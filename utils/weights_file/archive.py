@@ -264,7 +264,7 @@ def _inflate(file: BinaryIO, member: Member, *, keep: bool) -> bytes:
                 parts.append(part)
 
     if machine and (not machine.eof or machine.unused_data):
-        raise Flaw(f"{member.name} is not deflated in a whole")
+        raise Flaw(f"{member.name} does not inflate completely")
     if done != member.size or crc != member.crc:
         raise Flaw(f"wrong checksum in {member.name}")
     return b"".join(parts)

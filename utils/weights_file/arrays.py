@@ -156,7 +156,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Content:
-    """Replaces the stand-ins in a value by arrays.
+    """Replaces the stand-ins in a value with arrays.
 
     Args:
         size: bytes of the file, which bounds the bytes of the arrays.

@@ -86,7 +86,7 @@ Storages = Callable[[str, int, int], None]
 def check(
     file: BinaryIO, end: int, *, names: str, size: int, protocol: int | None = None, storages: Storages | None = None
 ) -> object:
-    """Check one pickle, from the file's position to its STOP. The position is behind it afterwards.
+    """Check one pickle, from the file's position to its STOP. The position is then right after it.
 
     Args:
         file: open for reading.
@@ -141,7 +141,7 @@ class _Machine:
         return self.stack[0]
 
     def argument(self, kind: pickletools.ArgumentDescriptor) -> object:
-        """Return the argument of an operation: a number or a short text; of a long text or bytes only the length."""
+        """Return the argument of an operation: a number or a short text; for a long text or bytes, only the length."""
         if kind.name in ("stringnl", "unicodestringnl"):  # a line of text, of any length
             line = self.file.readline(self.end - self.file.tell())
             if not line.endswith(b"\n"):
@@ -225,7 +225,7 @@ class _Machine:
 def _keep(machine: _Machine, argument: object) -> None:
     """Push the value that the operation carries."""
     if isinstance(argument, int) and argument.bit_length() > 8 * _LONGEST_NUMBER:
-        raise Flaw("a number of many digits")
+        raise Flaw("a number with too many digits")
     machine.stack.append(argument)
 
 
@@ -244,7 +244,7 @@ def _mark(machine: _Machine, _: object) -> None:
 
 
 def _collect(make: Callable[[list[object]], object]) -> _Operation:
-    """Return the operation LIST or TUPLE: collect the values behind the mark."""
+    """Return the operation LIST or TUPLE: collect the values above the mark."""
 
     def operation(machine: _Machine, _: object) -> None:
         items = machine.items()
@@ -294,7 +294,7 @@ def _build(machine: _Machine, _: object) -> None:
     if isinstance(target, _Dict) and target.ordered and isinstance(state, _Dict):
         machine.spend(state.count)
     elif not (isinstance(target, _Thing) and target.kind in ("array", "dtype") and isinstance(state, tuple)):
-        raise Flaw("its pickle sets attributes of what has none")
+        raise Flaw("its pickle sets attributes on something that has none")
 
 
 def _persistent(machine: _Machine, _: object) -> None:
@@ -320,7 +320,7 @@ def _viewed(view: object, items: int) -> int:
     if not isinstance(view, tuple) or len(view) != 3 or not isinstance(view[0], str):
         raise Flaw("a view that is not described")
     if not _count(view[1]) or not _count(view[2]) or view[1] + view[2] > items:
-        raise Flaw("a view that reaches out of its storage")
+        raise Flaw("a view that extends beyond its storage")
     return view[2]
 
 
@@ -418,12 +418,12 @@ def _plain_call(machine: _Machine, arguments: tuple) -> _Thing:
     """Check a call with a few plain values, for a device or a size."""
     values = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
     if len(values) > MOST_AXES or not all(value is None or isinstance(value, int | float | str) for value in values):
-        raise Flaw("a call with more than plain values")
+        raise Flaw("a call with something other than plain values")
     return _Thing("plain")
 
 
 def _encode(machine: _Machine, arguments: tuple) -> _Thing:
-    """Check `encode(text, "latin1")`, which is how protocol 2 writes bytes. Other codecs may take any time."""
+    """Check `encode(text, "latin1")`, which is how protocol 2 writes bytes. Other codecs may take for ever."""
     text = arguments[0] if arguments else None
     if not isinstance(text, str | _Long) or not _says_latin1(arguments[1:]):
         raise Flaw("bytes that are not written as latin1")
@@ -482,7 +482,7 @@ def _extent(items: int, offset: int, size: object, stride: object) -> int:
     number = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if number else offset - 1
     if last >= items:
-        raise Flaw("a tensor that reaches out of its storage")
+        raise Flaw("a tensor that extends beyond its storage")
     return number
 
 

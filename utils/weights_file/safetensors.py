@@ -70,14 +70,14 @@ def check(file: BinaryIO, size: int) -> None:
             raise Flaw("its tensors leave gaps or overlap")
         at = end
     if 8 + length + at != size:
-        raise Flaw(f"its tensors need {8 + length + at} bytes, the file has {size}")
+        raise Flaw(f"its tensors need {8 + length + at} bytes, but the file has {size}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the entries of an object; raise ValueError for two of one name."""
+    """Return the entries of an object; raise ValueError if two have the same name."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        raise ValueError("two entries of one name")
+        raise ValueError("two entries with the same name")
     return entries
 
 

@@ -1,4 +1,4 @@
-// Which page is shown follows the address: #matrix, #videos?truth=3&guess=5. Pages are built when they are first shown.
+// The address decides which page is shown: #matrix, #videos?truth=3&guess=5. Pages are built when they are first shown.
 
 const SECTIONS = {
     summary: summarySection,

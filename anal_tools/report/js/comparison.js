@@ -6,7 +6,7 @@ function compareSection() {
     const tests = [
         { title: "A", value: (one) => one.a, cell: (one) => name(one.a) },
         { title: "B", value: (one) => one.b, cell: (one) => name(one.b) },
-        { title: "videos of both", value: (one) => one.videos, number: true },
+        { title: "shared videos", value: (one) => one.videos, number: true },
         {
             title: "only A right",
             value: (one) => one.only_a,
@@ -56,16 +56,16 @@ function compareSection() {
             h(
                 "p",
                 { class: "note" },
-                "Exact two-sided McNemar test: the chance of so uneven a split of the videos " +
-                    "that only one of them has right, were both equally good. Interval of the difference: " +
-                    "bootstrap over the videos of both.",
+                "p is from an exact two-sided McNemar test: if both were equally good, it is the chance that the " +
+                    "videos that only one of them gets right would split at least this unevenly. Interval of the " +
+                    "difference: bootstrap over the shared videos.",
             ),
         ),
         ...pairs.slice(0, report.experiments.length - 1).map(classDifferences),
         h(
             "section",
             { class: "panel" },
-            h("h2", {}, "Differences of the configs"),
+            h("h2", {}, "Config differences"),
             differences.length ? table(configs, differences, { page: 200 }) : h("p", { class: "note" }, "None."),
         ),
     ];

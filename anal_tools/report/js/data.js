@@ -1,5 +1,5 @@
-// The page's data: one JSON block for the whole, one with typed arrays for each experiment, and the videos' names in
-// pieces that are parsed when a name of theirs is first shown.
+// The page's data: one JSON block for the whole page, one with typed arrays for each experiment, and the video names in
+// pieces, each parsed when one of its names is first shown.
 
 const UNREAD = 0xffff; // the video could not be read: nothing was predicted
 const ABSENT = 0xfffe; // this experiment was not evaluated on the video
@@ -39,7 +39,7 @@ const experiment = once((index) => {
 
 const names = once((piece) => block(`names-${piece}`));
 const videoName = (row) => names(Math.floor(row / report.piece))[row % report.piece];
-/** In which fold the first experiment held a video out; "" without folds. */
+/** The fold in which the first experiment held a video out; "" without folds. */
 function foldNote(row) {
     let end = 0;
     for (const [fold, videos] of report.folds) if (row < (end += videos)) return ` · fold ${fold}`;
@@ -55,7 +55,7 @@ const isWrong = (row, index = current) => !isRight(row, index) && isSeen(row, in
 const allowedPairs = new Set(report.allowed.map(([truth, guess]) => truth * classCount + guess));
 const isAllowed = (truth, guess) => allowedPairs.has(truth * classCount + guess);
 
-/** Counts (K x K, rows true) of one experiment, videos of each class, and those that were right. */
+/** The confusion counts of one experiment (K x K, rows true) and its number of videos per class. */
 const confusion = once((index) => {
     const counts = new Uint32Array(classCount * classCount);
     const videos = new Uint32Array(classCount);

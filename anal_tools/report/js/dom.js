@@ -1,4 +1,4 @@
-// Building blocks of the page. Names are the user's: everything goes in as text, never as HTML.
+// Building blocks of the page. Users choose names, so everything goes in as text, never as HTML.
 
 /** An element: h("p", {class: "note", onclick: f}, "text", child, [children]); absent attributes are left out. */
 function h(tag, attributes = {}, ...children) {
@@ -20,13 +20,13 @@ function fill(element, attributes, children) {
     return element;
 }
 
-/** A name of the user's, kept apart from the text around it (it may be right-to-left). */
+/** A name that a user chose, isolated from the text around it (it may be right-to-left). */
 const named = (text) => h("bdi", {}, text);
 
 const percent = (share, digits = 1) => (Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : "–");
 const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
-/** A horizontal bar, 0..1, with its text beside it. */
+/** A horizontal bar for a share in 0..1; hidden from screen readers, since a number always stands next to it. */
 function bar(share, kind = "right") {
     const inner = h("span", { class: `fill ${kind}` });
     inner.style.width = `${100 * Math.max(0, Math.min(1, share || 0))}%`;
@@ -108,7 +108,7 @@ function select(label, options, value, onchange) {
     return h("label", { class: "field" }, `${label} `, box);
 }
 
-/** Say something to those who listen to the page instead of looking at it. */
+/** Read a text out to users of a screen reader. */
 function announce(text) {
     document.getElementById("announce").textContent = text;
 }

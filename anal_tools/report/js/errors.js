@@ -7,7 +7,7 @@ function matrixSection() {
         const title =
             truth === guess
                 ? [named(className(truth)), ", recognised"]
-                : [named(className(truth)), " taken for ", named(className(guess))];
+                : [named(className(truth)), " mistaken for ", named(className(guess))];
         side.replaceChildren(
             h("h3", {}, title),
             h("p", {}, linkToVideos({ truth, guess }, `${count(rows.length, "video")} in the list`)),
@@ -21,7 +21,7 @@ function matrixSection() {
         ["videos", "most videos first"],
         ["name", "by name"],
     ];
-    if (report.experiments[current].alike) orders.splice(1, 0, ["alike", "confused ones together"]);
+    if (report.experiments[current].alike) orders.splice(1, 0, ["alike", "confused classes together"]);
     const button = (text, label, action) => h("button", { type: "button", "aria-label": label, onclick: action }, text);
     const controls = h(
         "div",
@@ -44,7 +44,7 @@ function matrixSection() {
             { class: "group" },
             button("+", "zoom in", () => matrix.zoom(0.6)),
             button("−", "zoom out", () => matrix.zoom(1 / 0.6)),
-            button("whole", "show the whole matrix", () => matrix.reset()),
+            button("show all", "show the whole matrix", () => matrix.reset()),
             button("next error", "go to the next most frequent error", () => matrix.jump(1)),
         ),
     );
@@ -66,7 +66,7 @@ function matrixSection() {
                     h(
                         "p",
                         { class: "note" },
-                        "Rows are true, columns predicted. Click the matrix, then the wheel zooms; drag to move. ",
+                        "Rows: true, columns: predicted. Click the matrix, then zoom with the wheel; drag to move. ",
                         h("kbd", {}, "←↑↓→"),
                         " ",
                         h("kbd", {}, "Enter"),
@@ -114,7 +114,7 @@ function errorsSection() {
                     "span",
                     { class: "names" },
                     named(className(pair.truth)),
-                    " taken for ",
+                    " mistaken for ",
                     named(className(pair.guess)),
                 ),
                 bar(pair.count / videos[pair.truth], "wrong"),
@@ -140,7 +140,7 @@ function errorsSection() {
             h("p", { class: "note" }, allowedNote()),
             pairs.length
                 ? h("ol", { class: "pairs" }, items)
-                : h("p", { class: "note" }, "No class was taken for another."),
+                : h("p", { class: "note" }, "No class was mistaken for another."),
         ),
     ];
 }
@@ -150,18 +150,18 @@ function mapsNote() {
     if (!looked) return report.maps[current];
     const meaning =
         looked.shown[0][0] < 0
-            ? " the more red, the more of this place is in the answer, whatever the class."
-            : " the more red, the more this place spoke for the class.";
+            ? " the redder a place, the more it contributed to the output, whatever the class."
+            : " the redder a place, the more it supported the class.";
     return [
         `Maps: ${report.maps[current]} The buttons below the frames switch to them: `,
-        h("span", { class: "heat", role: "img", "aria-label": "a scale from grey over yellow to red" }),
+        h("span", { class: "heat", role: "img", "aria-label": "a scale from grey through yellow to red" }),
         meaning,
     ];
 }
 
 function allowedNote() {
-    if (!report.allowed.length) return "Each opens to its videos.";
-    return `Each opens to its videos. ${count(report.allowed.length, "allowed pair")} left out.`;
+    if (!report.allowed.length) return "Open a pair to see its videos.";
+    return `Open a pair to see its videos. ${count(report.allowed.length, "allowed pair")} left out.`;
 }
 
 function labelsSection() {
@@ -191,20 +191,20 @@ function labelsSection() {
                 "p",
                 { class: "note" },
                 "Confident learning (Northcutt, Jiang and Chuang, JAIR 2021): the score of another class reaches " +
-                    "the mean score that videos labelled with that class have. Sorted by how far the other class is " +
-                    "ahead. Look before you change a label: a mistake of the model looks the same.",
+                    "the mean score of the videos labelled with that class. Sorted by how far the other class is " +
+                    "ahead. Watch a video before you change its label: a mistake of the model looks the same here.",
             ),
             suspects.length && current === 0 && report.suspects
                 ? h(
                       "p",
                       { class: "note" },
-                      "As a table: ",
+                      "The same as a table: ",
                       h("a", { href: report.suspects, download: report.suspects }, report.suspects),
-                      ". Delete its rows whose label is right, then ",
+                      ". Delete the rows whose label is right. Then ",
                       h("code", {}, `main.py lists LIST --relabel ${report.suspects} --out NEW`),
-                      " writes a list with the suggested labels, ",
+                      " writes a list with the suggested labels, or with ",
                       h("code", {}, "--drop"),
-                      " one without these videos.",
+                      " a list without these videos.",
                   )
                 : null,
             suspects.length ? table(columns, suspects, { page: 50 }) : h("p", { class: "note" }, "None."),
@@ -213,7 +213,7 @@ function labelsSection() {
             ? h(
                   "section",
                   { class: "panel" },
-                  h("h2", {}, "The first of them"),
+                  h("h2", {}, "Most suspicious videos"),
                   cards(suspects.slice(0, 12).map((one) => one[0])),
               )
             : null,

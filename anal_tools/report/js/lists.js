@@ -1,6 +1,6 @@
 // Pages of all classes and of all videos.
 
-/** The 95 % score interval of a share of n (Wilson 1927); wide for a class of few videos, and within 0..1. */
+/** The 95 % score interval of a share of n (Wilson 1927); wide for a class with few videos, and within 0..1. */
 function wilson(share, n, z = 1.959964) {
     if (!n) return [NaN, NaN];
     const middle = share + (z * z) / (2 * n);
@@ -46,7 +46,7 @@ function classesSection() {
         { title: "average precision", value: (k) => own.ap[k], cell: (k) => percent(own.ap[k]), number: true },
         { title: "videos", value: (k) => videos[k], number: true },
         {
-            title: "mostly taken for",
+            title: "most often mistaken for",
             value: (k) => (confused(k) < 0 ? 0 : counts[k * classCount + confused(k)]),
             down: true,
             cell: (k) =>
@@ -102,7 +102,7 @@ function videosSection(wanted) {
             a === b ? [] : [[`${a}-${b}`, `${one.name} right, ${other.name} wrong`]],
         ),
     );
-    // An address may hold anything; what is no choice of a list counts as its first one.
+    // The address may contain anything: a value that a list does not offer selects its first entry.
     const chosen = (name, options, usual = "") =>
         options.some(([key]) => String(key) === wanted.get(name)) ? wanted.get(name) : usual;
     const state = {

@@ -1,10 +1,10 @@
-// The confusion matrix on a canvas: zoom, move, sort, and a cell leads to its videos. Rows are true, columns predicted.
+// The confusion matrix on a canvas: zoom, move, sort, open a cell's videos. Rows: true class; columns: predicted class.
 
 const GUTTER = 132; // room for class names, when they are large enough to be read
-const NAMES_FROM = 11; // pixels of a cell from which on rows and columns are named
-const COUNTS_FROM = 22; // pixels of a cell from which on it shows its count
+const NAMES_FROM = 11; // cell size in pixels from which rows and columns show their names
+const COUNTS_FROM = 22; // cell size in pixels from which a cell shows its count
 
-/** The order of the classes that a choice stands for. */
+/** The order of the classes for one choice of the `Order` list. */
 function classOrder(kind) {
     const order = [...Array(classCount).keys()];
     const { counts, videos } = confusion(current);
@@ -88,7 +88,7 @@ class Matrix {
         event.preventDefault();
     }
 
-    /** Rows and columns in another order, the whole matrix in view. */
+    /** Reorder rows and columns, and show the whole matrix. */
     sort(kind) {
         this.order = classOrder(kind);
         this.reset();
@@ -146,7 +146,7 @@ class Matrix {
         const share = videos[truth] ? ` (${percent(found / videos[truth])} of ${videos[truth]})` : "";
         return [
             named(className(truth)),
-            truth === guess ? " recognised: " : " taken for ",
+            truth === guess ? " recognised: " : " mistaken for ",
             ...(truth === guess ? [] : [named(className(guess)), ": "]),
             `${found}${share}`,
         ];
@@ -177,7 +177,7 @@ class Matrix {
         return inside(x, this.view.x) && inside(y, this.view.y) ? [y, x] : null;
     }
 
-    /** One pixel a cell, in the order and colours of now; kept until one of them changes. */
+    /** Draw one pixel per cell in the current order and colours; kept until either changes. */
     paint() {
         const style = getComputedStyle(this.canvas);
         const colours = ["--cell", "--cell-right", "--cell-wrong"].map((name) =>
@@ -190,7 +190,7 @@ class Matrix {
             const truth = this.order[row];
             for (let column = 0; column < classCount; column += 1) {
                 const found = counts[truth * classCount + this.order[column]];
-                // The square root keeps errors of a few per cent visible beside a diagonal near one.
+                // The square root keeps errors of a few per cent visible next to a diagonal near one.
                 const depth =
                     found === 0 ? 0 : 0.12 + 0.88 * Math.sqrt(this.shares ? found / videos[truth] : found / most);
                 const full = colours[row === column ? 1 : 2];

@@ -12,7 +12,7 @@ function summarySection() {
             h(
                 "p",
                 { class: "note" },
-                "In brackets: 95 % intervals, Wilson's for top-1 and top-5, by a bootstrap over videos for the rest.",
+                "In brackets: 95 % intervals (Wilson for top-1 and top-5, bootstrap over videos for the rest).",
             ),
             videoCount < FEW
                 ? h(
@@ -43,7 +43,7 @@ function summarySection() {
     ];
 }
 
-/** What was evaluated and what came out: a row for each of them, a column for each experiment. */
+/** What was evaluated and the results: one row per item, one column per experiment. */
 function factsTable() {
     const rows = report.experiments[0].overview.map(([title]) => title);
     const value = (one, title) => one.overview.find(([name]) => name === title)?.[1] ?? "–";
@@ -125,7 +125,7 @@ function foldsPanel(one) {
         h(
             "p",
             { class: "note" },
-            "Each video was held out once, by the fold whose network never saw it. All pages show all of them.",
+            "Each video was held out once and scored by a network that never saw it. All pages show all videos.",
         ),
     );
 }
@@ -136,7 +136,7 @@ function hardest() {
     const worst = classOrder("hardest")
         .filter((k) => videos[k] > 0 && recall(k) < 1)
         .slice(0, 8);
-    if (!worst.length) return h("p", { class: "note" }, "Every video of every class is right.");
+    if (!worst.length) return h("p", { class: "note" }, "Every video was classified correctly.");
     return h(
         "ul",
         { class: "plain" },
@@ -154,7 +154,7 @@ function hardest() {
 
 function frequent() {
     const pairs = errorPairs(current).slice(0, 8);
-    if (!pairs.length) return h("p", { class: "note" }, "No class was taken for another.");
+    if (!pairs.length) return h("p", { class: "note" }, "No class was mistaken for another.");
     const { videos } = confusion(current);
     return h(
         "ul",
@@ -166,7 +166,7 @@ function frequent() {
                 linkToVideos(
                     { truth: pair.truth, guess: pair.guess },
                     named(className(pair.truth)),
-                    " taken for ",
+                    " mistaken for ",
                     named(className(pair.guess)),
                 ),
                 bar(pair.count / videos[pair.truth], "wrong"),
@@ -176,7 +176,7 @@ function frequent() {
     );
 }
 
-/** Top-1 of fewer views than were kept, against views or GMACs. */
+/** Top-1 with all kept views and with fewer, against views or GMACs. */
 function costChart() {
     const usable = report.experiments.filter((one) => one.views.length);
     if (!usable.length) return h("p", { class: "note" }, "The views of these results were not kept.");
@@ -202,7 +202,7 @@ function costChart() {
         { title: "experiment", value: (row) => row.one.name, cell: (row) => named(row.one.name) },
         { title: "views", value: (row) => row.point.views, cell: (row) => row.point.text },
         {
-            title: "GMACs a video",
+            title: "GMACs per video",
             value: (row) => row.point.gmacs,
             cell: (row) => (row.point.gmacs ? row.point.gmacs.toFixed(2) : "–"),
             number: true,
@@ -213,15 +213,15 @@ function costChart() {
     const advice = [...new Set(usable.map((one) => one.advice).filter(Boolean))].join(" ");
     const note = single
         ? advice
-        : "Smaller protocols are parts of the kept views; (near): the nearest there are.";
+        : "Smaller protocols use some of the kept views; (near) marks the nearest ones available.";
     if (single) return [table(columns, rows), h("p", { class: "note" }, note)];
     return h(
         "div",
         { class: "columns" },
         lineChart(series, {
-            x: hasCost ? "GMACs of a video" : "views of a video",
+            x: hasCost ? "GMACs per video" : "views per video",
             y: "top-1, per cent",
-            title: "Top-1 of the kept views and of parts of them",
+            title: "Top-1 with all kept views and with fewer",
             logX: true,
             percentY: true,
         }),
@@ -229,7 +229,7 @@ function costChart() {
     );
 }
 
-/** Loss, accuracy and learning rate over the iterations; an experiment is a colour, validation has dots. */
+/** Loss, accuracy and learning rate over the iterations; one colour per experiment, dots for validation. */
 function curveCharts() {
     const charts = [
         [

@@ -1,4 +1,4 @@
-// Videos as cards: what the model saw, what it said, and the clip, which is loaded when it is asked for.
+// Videos as cards: what the model saw, what it predicted, and the clip, which is loaded on request.
 
 /** One video. */
 function card(row) {
@@ -48,7 +48,7 @@ function pictures(row, media) {
             button.hidden = true; // the clip has its own controls
         }
         if (at === null)
-            video.play().catch(() => {}); // the controls are there for those whose browser wants a click
+            video.play().catch(() => {}); // if the browser requires a click, the controls are there
         else showAt(video, at);
     };
     sheet.classList.add("can-play");
@@ -177,7 +177,7 @@ function cards(rows, { page: size = 24, empty = "No video." } = {}) {
     return h("div", {}, rows.length ? list : h("p", { class: "note" }, empty), more);
 }
 
-/** Where the list of videos of a class or a pair is. */
+/** A link to the list of videos of a class or a pair. */
 function linkToVideos(wanted, ...text) {
     return h("a", { href: `#videos?${new URLSearchParams(wanted)}` }, text);
 }

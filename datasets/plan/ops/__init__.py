@@ -22,7 +22,7 @@ class Op(Protocol):
 
     Attributes:
         block: the purpose of its uniforms (order.py), and its place in the order of application within a stage. 1 and 2
-            are taken in plan/train.py, from 3 on by the files here; a test keeps them apart. Never change it:
+            are used by plan/train.py, 3 and above by the files here; a test keeps them apart. Never change it:
             switching one augmentation on leaves the draws of the others as they are.
         uniforms: how many numbers one row takes, the same for every video.
         neutral: the row that changes nothing, with the type of all rows.

@@ -1,8 +1,8 @@
 """RandAugment (Cubuk et al. 2020, arXiv:1909.13719) with timm's policy (`augmentation.randaugment`).
 
 A policy is a text such as rand-m7-n4-mstd0.5-inc1: n operations of 15 with replacement, each applied with probability
-p (.5), at a magnitude of 0..10 that is normal with mean m and standard deviation mstd, cut to that range. Operations
-that have a direction go either way with even odds. With inc1 every operation grows stronger with the magnitude.
+p (.5), at a normally distributed magnitude with mean m and standard deviation mstd, clipped to 0..10. Operations that
+have a direction go either way with even odds. With inc1 every operation grows stronger with the magnitude.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class RandAugment:
     """Rows: (F, n, 2) float64, number of the operation and its argument, in the order in which to apply them.
 
     Args:
-        policy: of the text.
-        per_frame: other operations for each frame, not the same for the clip.
+        policy: parsed from the text.
+        per_frame: different operations for each frame instead of the same for the clip.
     """
 
     policy: RandPolicy

@@ -20,7 +20,7 @@ class RandomErasing:
     """Rows: (F, 4) int64, y, x, h, w in the clip after the flip; h = 0 if nothing is erased.
 
     Args:
-        numbers: (p, sl, sh, r1): probability, least and largest share of the area, least aspect.
+        numbers: (p, sl, sh, r1): probability, smallest and largest share of the area, smallest aspect.
         per_frame: one erased box per frame instead of one per clip.
     """
 
@@ -54,7 +54,7 @@ class RandomErasing:
 
 @dataclass(frozen=True)
 class PixelErasing(RandomErasing):
-    """Erasing by noise, as timm's mode "pixel" has it: the logarithm of the aspect is uniform.
+    """Erasing with noise, like timm's mode "pixel": the logarithm of the aspect is uniform.
 
     Rows: (F, 5) int64, y, x, h, w, and the start of the noise, 53 bits.
     """

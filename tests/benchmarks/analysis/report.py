@@ -169,7 +169,7 @@ def interactions(visited: Visit) -> dict[str, float]:
         "() => document.querySelector('video').paused",
     )
     page.click('nav a[href="#classes"]')
-    for head in ("class", "recall", "precision", "average precision", "videos", "mostly taken for"):
+    for head in ("class", "recall", "precision", "average precision", "videos", "most often mistaken for"):
         do(
             f"sort by {head}",
             lambda head=head: page.get_by_role("button", name=head, exact=True).click(),
@@ -243,7 +243,7 @@ def _matrix(visited: Visit, do: Stopwatch) -> None:
     side = "() => document.querySelectorAll('.side .card').length > 0"
     canvas = page.locator("canvas.matrix")
     do("focus", canvas.focus, "() => document.activeElement.tagName === 'CANVAS'")
-    do("key n", lambda: page.keyboard.press("n"), info, " taken for ")
+    do("key n", lambda: page.keyboard.press("n"), info, " mistaken for ")
     do("key Enter", lambda: page.keyboard.press("Enter"), side)
     for key in ("ArrowDown", "ArrowUp", "ArrowLeft", "ArrowRight", "+", "-", "0", "N"):
         do(f"key {key}", lambda key=key: page.keyboard.press(key), info, ":")

@@ -300,7 +300,7 @@ video, trained on the same folds (`python -m tests.benchmarks.analysis.ridge`). 
 an exact McNemar test against this baseline. "Won" counts the videos that only the network
 classifies correctly, "lost" those that only the baseline does.
 
-We evaluate the last checkpoint, not the best one. A single crop covers the whole short side. Where
+We evaluate the last checkpoint, not the best one. A single crop covers the whole short side. If
 frames are wider than 1.2 times their height, three crops side by side cover the frame. This is the
 rule of [start](start.md), which was chosen after a look at 12 videos of UT-Interaction. The recipe
 was tuned on UCF Sports (folds 1 and 2: a peak rate of .004 instead of .01 raised the correct videos

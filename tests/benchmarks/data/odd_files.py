@@ -345,7 +345,7 @@ def disagreements(row: Row, decoder_row: dict[str, str]) -> dict[str, str]:
             turned = theirs == (shown_size or (0, 0))[::-1] and reference.get("rotation", 0) % 180 == 90
             reasons[column] = "gives the coded size; the header says to turn it, which we do" if turned else ""
         elif ours["is"] == "partly" and text.startswith("ok"):
-            reasons[column] = "ends at the first error as if the file ended there; we say which frames are lost"
+            reasons[column] = "ends at the first error as if the file ended there; we report which frames are lost"
     return reasons
 
 
@@ -354,7 +354,7 @@ _REFUSED_KINDS = (
     "",
     "Formats that name other files are refused before their demuxer runs, whatever the name of the file:",
     "HLS playlists (`.m3u8`), DASH manifests, SDP session descriptions, `concat` and `ffconcat` scripts,",
-    "image patterns. Single pictures are no videos either: use the reader `frames` for them. Formats that",
+    "image patterns. Single pictures are not videos: use the reader `frames` for them. Formats that",
     "are not in `datasets/readers/video_index.py:FORMATS` are refused too, and so are frames of more than",
     "36 million pixels (8K has 33 million).",
     "",
@@ -374,8 +374,8 @@ def write_table(table: dict[str, Row]) -> str:
         "",
         "- A number is the frames of the file. Its first, middle and last frame have the pixels of the plain",
         f"  decode (`dali`: within {_TOLERANCE:g} of 255 on average, because it converts colours itself).",
-        "- `frames` and `memcached` read these three frames, stored as images. For each of the 58 files",
-        "  itself they report that it is no image.",
+        "- `frames` and `memcached` read these three frames, stored as images. Given any of the 58 files",
+        "  themselves, they report that it is not an image.",
         "- `dali`: *(PyAV)* marks files that DALI does not take; without a GPU, as here, it has no H.264.",
         "- *no*: refused, with the reason in the last column.",
         "",

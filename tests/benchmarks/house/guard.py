@@ -183,10 +183,18 @@ def evaluation(tree: Tree, exp: Path) -> dict[str, str]:
     values["ids"] = _sha((exp / "results/guard/ids.txt").read_bytes())
     summary = json.loads((exp / "results/guard.json").read_text())
     _digest({key: summary[key] for key in ("metrics", "counts", "class_names") if key in summary}, "summary", values)
-    text = _without_times(tree.run("main.py", "analyze", exp, "--name", "guard"))
-    values |= {f"analyze: {line.strip()}": "there" for line in text.splitlines()}
+    text = _without_times(tree.run("main.py", "analyze", exp, "--name", "guard")).split("written:")[0]
+    # Numbers, not sentences: a line may be reworded on purpose
+    values["analyze"] = " ".join(re.findall(r"\d+(?:\.\d+)?", text))
     tree.run("main.py", "report", f"{exp}:guard")
-    values["report"] = _sha(_without_times((exp / "report/index.html").read_text()).encode())
+    blocks = re.findall(
+        r'<script type="application/json" id="([^"]+)">(.*?)</script>',
+        (exp / "report/index.html").read_text(),
+        re.DOTALL,
+    )
+    page = {name: json.loads(block) for name, block in blocks}
+    report = page.pop("report-data")
+    _digest(page | {key: report[key] for key in ("classes", "videos", "top", "labels", "allowed")}, "report", values)
     values["pictures"] = json.dumps(sorted(path.name for path in (exp / "report").rglob("*.jpg")))
     return values
 

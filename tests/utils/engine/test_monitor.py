@@ -29,7 +29,7 @@ def test_the_first_lines_and_the_curves_of_a_run(tmp_path: Path, tiny_videos: Pa
     assert text.index(expected) < text.index("Iter: [1/4]")
     assert re.search(r"parameters=223\d{4} iterations=4 iterations_per_epoch=2$", text, re.MULTILINE)
     assert [line["step"] for line in parse_log(exp / "log.txt")] == [1, 2, 4]
-    assert "reading holds training up" not in text.partition("Iter: [2/4]")[0]  # iteration 1 holds the start
+    assert "reading delays training" not in text.partition("Iter: [2/4]")[0]  # iteration 1 holds the start
 
     curves = log.read_scalars(exp / "events" / log.SCALARS)
     norms = curves["grad_norm"]

@@ -95,7 +95,7 @@ def test_a_config_that_does_not_fit_changes_nothing(tmp_path: Path, motion_video
     for name in ("ckpt_prev.pth.tar", "ckpt_best.pth.tar"):
         (exp / name).unlink(missing_ok=True)
     damaged = (exp / "ckpt.pth.tar").read_bytes()
-    with pytest.raises(UserError, match="optimiser's state is of a different model"):
+    with pytest.raises(UserError, match="optimiser's state is from a different model"):
         main.train(exp, overrides=[few])
     assert (exp / "ckpt.pth.tar").read_bytes() == damaged
     assert (exp / "log.txt").read_bytes() == before["log.txt"]
