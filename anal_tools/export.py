@@ -224,6 +224,6 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
         with quiet():
             # `load` unpickles what the file has pickled; this file is our own, written a moment ago
             module = torch.export.load(file).module()
-        module.eval = lambda: module  # type: ignore[method-assign]  # it is in evaluation mode, and its own `eval` raises an error
+        module.eval = lambda: module  # it is in evaluation mode, and its own `eval` raises an error
         exported = dataclasses.replace(like, net=module)
     yield dataclasses.replace(exported, clips=1)

@@ -42,7 +42,7 @@ class PositionScores(nn.Module):
     def __init__(self, method: nn.Module, side: int) -> None:
         super().__init__()
         self.method, self.side = method, side
-        self.window_logits: Callable[[Tensor, int], Tensor] = method.window_logits  # type: ignore[assignment]
+        self.window_logits: Callable[[Tensor, int], Tensor] = method.window_logits  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map (B, C, T, H, W) to (B, K), the logarithm of probabilities."""

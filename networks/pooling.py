@@ -32,7 +32,7 @@ class MaxPool3d(nn.MaxPool3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima: (B, C, T, H, W) -> (B, C, T', H', W')."""
-        return max_pool3d(input, self.kernel_size, self.stride, self.padding)  # type: ignore[arg-type]
+        return max_pool3d(input, self.kernel_size, self.stride, self.padding)  # pyright: ignore[reportArgumentType]
 
 
 def max_pool3d(

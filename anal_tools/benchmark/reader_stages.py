@@ -138,7 +138,7 @@ class Bench:
     def stages(self) -> dict[str, float]:
         """Return each stage's share of the CPU time, by a profile; Python around the stages is the stage "other"."""
         spent = dict.fromkeys([*STAGES, "other"], 0.0)
-        table: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(self.profile).stats  # type: ignore[attr-defined]
+        table: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(self.profile).stats  # pyright: ignore[reportAttributeAccessIssue]
         # the profile's own time of a function, without the functions that it calls
         for (file, _, function), (_, _, self_seconds, _, _) in table.items():
             shown = f"{Path(file).name}:{function}"

@@ -130,7 +130,7 @@ def scores_of(results: Results, chosen: Subset) -> np.ndarray:
     views = chosen.views
     # all views: the memory map itself, without a copy of each block
     logits = results.logits if views == tuple(range(results.logits.shape[1])) else _Views(results.logits, views)
-    return score_in_blocks(logits, chosen.protocol.average, multi_label=results.multi_label)  # type: ignore[arg-type]
+    return score_in_blocks(logits, chosen.protocol.average, multi_label=results.multi_label)  # pyright: ignore[reportArgumentType]
 
 
 class _Views:

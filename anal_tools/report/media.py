@@ -361,9 +361,9 @@ def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], ra
             stream = container.add_stream(CODEC, rate=Fraction(rate).limit_denominator(1001), options=_OPTIONS)
         except ValueError as error:
             raise UserError("report: PyAV was built without VP8; install the wheel, or use --clips 0") from error
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"  # type: ignore[union-attr]
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))  # type: ignore[union-attr]
-        container.mux(stream.encode(None))  # type: ignore[union-attr]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
 
     files.write(path, file.getvalue())

@@ -72,7 +72,7 @@ class DaliLoader(Loader):
         """Return log lines since the last call that explain why clips were read on the CPU, ever more rarely."""
         lines, self._lines = [*self._breaker.lines, *self._lines], []
         self._breaker.lines.clear()
-        return super().notes() + lines  # type: ignore[misc]
+        return super().notes() + lines
 
     def _wish(self, sample: int) -> AsStored | None:
         """Return the request for stored bytes, or None if the sample must come as pixels."""

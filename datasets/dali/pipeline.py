@@ -179,7 +179,7 @@ class Decoder:
         clips = self._runs.popleft()
         (samples,) = self._pipeline.share_outputs(cuda_stream=self.stream)
 
-        with torch.cuda.stream(self.stream):  # type: ignore[arg-type]
+        with torch.cuda.stream(self.stream):
             for clip, pixels, out in zip(clips, self._frames(samples, clips), outs, strict=True):
                 distinct, row_of = np.unique(clip.rows, return_inverse=True)
                 expected = (len(distinct), *clip.size, 3)

@@ -102,6 +102,6 @@ def jpeg_planes(scaler: Scaler, frame: av.VideoFrame, size: tuple[int, int], nam
 
     # A line in memory may be longer than the picture is wide: cut the padding off.
     return [
-        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # type: ignore[arg-type]
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # pyright: ignore[reportArgumentType, reportCallIssue]
         for plane in full.planes
     ]

@@ -104,7 +104,7 @@ def test_frames(s: Sampling, num_frames: int, fps: float, num_clips: int = 1) ->
     return _PRESETS[s.preset].test(s, num_frames, fps, num_clips).reshape(num_clips, s.frames_per_clip)
 
 
-test_frames.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it because of its name
+test_frames.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  # else pytest collects it by its name
 
 
 def most_clips(s: Sampling) -> int | None:

@@ -129,10 +129,10 @@ def image_size(data: bytes, path: str) -> tuple[int, int]:
     if data[:2] == b"\xff\xd8":
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-            return int(height), int(width)  # type: ignore[call-overload]
+            return int(height), int(width)
         except ValueError:
             pass  # a header that simplejpeg does not read; OpenCV may
-    return decode(data, path).shape[:2]  # type: ignore[return-value]
+    return decode(data, path).shape[:2]
 
 
 def _names_frames(template: str) -> bool:

@@ -277,7 +277,7 @@ class KnownMetadata:
         none = np.zeros(0, np.int64)
         packets = (none, none, none, none.astype(bool), none)
         index = Index(metadata, Grade(entry.grade), entry.turns, entry.decoder, *packets, entry.missing)
-        self.reader.use_index(i, index)  # type: ignore[attr-defined]
+        self.reader.use_index(i, index)  # pyright: ignore[reportAttributeAccessIssue]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.reader, name)

@@ -155,7 +155,7 @@ def packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
 
     while True:
         # PyAV 18 loses 0.3 kB for each demux() that is neither read to its end nor closed.
-        with contextlib.closing(container.demux(stream)) as demuxed:  # type: ignore[type-var]
+        with contextlib.closing(container.demux(stream)) as demuxed:  # pyright: ignore[reportArgumentType]
             try:
                 for packet in demuxed:
                     if packet.size:

@@ -90,12 +90,12 @@ class Examiner:
                 "fps": metadata.fps,
             }
             if family == "video":
-                index = reader.index(i)  # type: ignore[attr-defined]
+                index = reader.index(i)  # pyright: ignore[reportAttributeAccessIssue]
                 row |= {"grade": index.grade.value, "turns": index.rotation, "decoder": index.codec}
                 row |= {"missing": index.missing, "shorter": index.missing}
                 row |= describe(path, shown, index.metadata.frames)
             elif row["kind"] == "folder":
-                first = reader.first_file(i)  # type: ignore[attr-defined]
+                first = reader.first_file(i)  # pyright: ignore[reportAttributeAccessIssue]
                 row |= _folder(path, os.path.basename(first), int(self.records.starts[i]) + metadata.frames)
             if level != "header":
                 row |= self._decode(i, family, whole=level == "all")

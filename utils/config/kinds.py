@@ -113,7 +113,7 @@ def within(low: float, high: float) -> AfterValidator:
             raise ValueError(f"{which} lie between {low:g} and {high:g}, {wrong[0]:g} does not")
         return values
 
-    check.limits = (low, high)  # type: ignore[attr-defined]  `verb.py` prints them in docs/config.md
+    check.limits = (low, high)  # pyright: ignore[reportFunctionMemberAccess]  # `verb.py` prints them in docs/config.md
     return AfterValidator(check)
 
 

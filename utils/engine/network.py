@@ -82,7 +82,7 @@ def compiled(
     if missing:
         say(f"compile: the model is not compiled, {missing}")
         return net
-    return torch.compile(net, mode=setting if isinstance(setting, str) else None)  # type: ignore[return-value]
+    return torch.compile(net, mode=setting if isinstance(setting, str) else None)  # pyright: ignore[reportReturnType]
 
 
 def _missing_on_cpu() -> str | None:
