@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Listen for processes; properties get more examples at night."""
-    config.stash[GUARD] = tiers.Guard(config.getoption("--tier"))
+    config.stash[GUARD] = tiers.Guard(str(config.getoption("--tier")))
     config.stash[GUARD].install()
     if config.getoption("--tier") == "nightly":
         import hypothesis

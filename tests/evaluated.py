@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ from datasets.plan.metadata import VideoMetadata
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, resolve_eval, view_table
 from utils import files, metrics
+
+
+def summary_of(result: results.Results) -> Mapping[str, Any]:
+    """Return the summary, which has all keys when this version wrote it."""
+    return result.summary
 
 
 def write_results(

@@ -286,7 +286,7 @@ def _serve(link: socket.socket) -> list[str]:
     running: dict[int, tuple[int, int]] = {}  # descriptor of a process: its id, and where its end is written
     while True:
         for ready in select.select([link, *running], [], [])[0]:
-            if ready is not link:
+            if isinstance(ready, int):
                 pid, end_writer = running.pop(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 with contextlib.suppress(BrokenPipeError):
@@ -319,13 +319,12 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> list[str]:
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     reading, *writing = (io.FileIO(number, mode, closefd=False) for number, mode in enumerate("rww"))
     out, err = map(io.BufferedWriter, writing)
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(reading), "utf-8")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = io.TextIOWrapper(out, "utf-8", line_buffering=os.isatty(1))  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = io.TextIOWrapper(  # type: ignore[misc]
-        err, "utf-8", "backslashreplace", line_buffering=True
-    )
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(reading), "utf-8")
+    sys.stdout = sys.__stdout__ = io.TextIOWrapper(out, "utf-8", line_buffering=os.isatty(1))
+    sys.stderr = sys.__stderr__ = io.TextIOWrapper(err, "utf-8", "backslashreplace", line_buffering=True)
     os.chdir(request["cwd"])
-    multiprocessing.process.ORIGINAL_DIR = request["cwd"]  # where a spawned child begins
+    # where a spawned child begins
+    multiprocessing.process.ORIGINAL_DIR = request["cwd"]  # pyright: ignore[reportAttributeAccessIssue]
     os.environ.clear()
     os.environ.update(request["env"])
     return request["args"]

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from launch import memcached
@@ -68,11 +69,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(condition: object, seconds: float = 10.0) -> bool:
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> bool:
     """Whether `condition()` became true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if condition():  # type: ignore[operator]
+        if condition():
             return True
         time.sleep(0.01)
     return False

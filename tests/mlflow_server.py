@@ -59,7 +59,7 @@ class Server:
 
 def curves(uri: str, run: str) -> dict[str, list[tuple[int, float]]]:
     """Return every point that MLflow has of a run, in the order of the steps."""
-    from mlflow.tracking import MlflowClient
+    from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]  of the extra mlflow
 
     client = MlflowClient(tracking_uri=uri)
     tags = client.get_run(run).data.metrics

@@ -151,7 +151,7 @@ class _Programs(Ranks):
         self._words = words
         super().__init__("", "", size, env=env)
 
-    def _command(self, *_: object) -> list[str]:
+    def _command(self, rank: int, script: str | Path, function: str, arguments: Mapping[str, Any] | None) -> list[str]:
         return [sys.executable, *self._words]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import typing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import main
 from anal_tools import experiments
@@ -111,9 +113,16 @@ def test_the_evaluation_beside_the_protocol_is_one(exp: Path) -> None:
     if line is None:  # published without saying how, or with views that have no name here
         return
     option, value = line[1].replace("-", "_"), int(line[2]) if line[2].isdigit() else line[2]
-    chosen = {"protocol": None, "views": None, "scale": None, "crop_size": None, "average": None, "per_position": False}
+    chosen: dict[str, Any] = {
+        "protocol": None,
+        "views": None,
+        "scale": None,
+        "crop_size": None,
+        "average": None,
+        "per_position": False,
+    }
     assert option in chosen
-    spec = protocols.choose(CONFIGS[exp], **(chosen | {option: value})).spec
+    spec = protocols.choose(CONFIGS[exp], **{**chosen, option: value}).spec
     assert resolve_eval(VideoMetadata(300, 240, 320, 30.0), spec, 0).clip_rows.shape == (
         spec.views,
         spec.sampling.frames_per_clip,
@@ -126,7 +135,7 @@ def test_learning_rate_starts_peaks_and_ends_as_written(exp: Path) -> None:
     cfg = config.resolve_lengths(cfg, 2_000, cfg.batch_size * (cfg.shards or 1))
     schedule = cfg.lr_scheduler
     names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "max_iter", "lr_steps", "lr_mults")
-    options = {name: getattr(schedule, name) for name in names} | {"warmup_type": schedule.warmup_type}
+    options: dict[str, Any] = {name: getattr(schedule, name) for name in names} | {"warmup_type": schedule.warmup_type}
     assert schedule.max_iter is not None
     rates = [lr_schedule.lr_at(k, **options) for k in range(schedule.max_iter)]
     assert rates[0] == pytest.approx(schedule.base_lr, rel=1e-6)
@@ -194,12 +203,14 @@ def test_one_training_step_at_small_size(exp: Path, tmp_path: Path, tiny_videos:
     """The real start of a run (config, lists, model, optimiser), one batch of real videos, one step."""
     (tmp_path / "config.yaml").write_bytes((exp / "config.yaml").read_bytes())
     with setup.start(tmp_path, overrides=small(exp, tiny_videos), fresh=False) as run:
-        before = run.learner.net.classifier.weight.detach().clone()
+        classifier = run.learner.net.get_submodule("classifier")
+        assert isinstance(classifier, nn.Linear)
+        before = classifier.weight.detach().clone()
         step, batches = next(run.steps())
         numbers = main.train_step(run.learner, step, batches, stop=False, save=False)
         assert np.isfinite(numbers["loss"])
         assert numbers["loss"] > 0
-        assert not torch.equal(before, run.learner.net.classifier.weight), "the step changed nothing"
+        assert not torch.equal(before, classifier.weight), "the step changed nothing"
 
 
 def test_the_schema_allows_what_the_plan_knows() -> None:

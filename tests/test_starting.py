@@ -125,14 +125,14 @@ def test_a_run_whose_folder_was_taken_stops_before_it_writes(
 ) -> None:
     exp, command = ours(tmp_path / "exp", motion_videos, 8, steps=4, val_freq=1)
     code = f"from utils.run_dir import RunDir; RunDir.open({str(exp)!r}); print(1, flush=True); input()"
-    others: list[subprocess.Popen[bytes]] = []
+    others: list[subprocess.Popen[Any]] = []
     train_step = main.train_step
 
     def meanwhile(run: Any, step: int, *batches: Any, **wishes: Any) -> Any:
         if step in (1, 3):
             (exp / "jobs/lock.json").unlink()
         if step == 3:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             others.append(subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ, **pipes))
             assert others[0].stdout is not None
             assert others[0].stdout.readline() == b"1\n"

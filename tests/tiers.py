@@ -91,7 +91,7 @@ def choose(config: pytest.Config, items: list[pytest.Item]) -> None:
         if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
 
-    left_out = {"check": set(MARKS), "test": {"nightly"}, "nightly": set()}[config.getoption("--tier")]
+    left_out = {"check": set(MARKS), "test": {"nightly"}, "nightly": set()}[str(config.getoption("--tier"))]
     gone = [item for item in items if marks_of(item) & left_out]
     kept = [item for item in items if not marks_of(item) & left_out]
     if gone:
@@ -196,7 +196,7 @@ class Guard:
             sys.audit("zoetrope.spawn", path, args)  # multiprocessing raises no event of its own
             return spawn(path, args, passfds)
 
-        multiprocessing.util.spawnv_passfds = heard  # type: ignore[assignment]
+        multiprocessing.util.spawnv_passfds = heard
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import methods
-from tests import experiment
+from tests import experiment, models
 from utils import checkpoint, config
 from utils.engine.network import model_arguments
 
@@ -20,7 +19,7 @@ def make(folder: Path, data: Path, *, name: str = checkpoint.BEST, **changes: ob
     exp = experiment.make(folder, data, **changes)
     cfg = config.load(exp)
     torch.manual_seed(3)
-    model = methods.build(**model_arguments(cfg, pretrained=False))
+    model = models.build(**model_arguments(cfg, pretrained=False))
     nn.init.normal_(model.classifier.weight, std=0.5)  # scores that differ
     state = {
         "model": model.state_dict(),

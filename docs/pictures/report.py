@@ -45,6 +45,12 @@ def main(index: Path, *, maps: bool = False) -> None:
         for name, section, dark, width, height in MAPS if maps else PICTURES:
             with chromium.visit(browser, f"{address}#{section}", width=width, height=height, dark=dark) as visit:
                 prepare(visit.page, name)
+                # Paths as below the repository, on whichever machine the report was written
+                visit.page.evaluate(
+                    "root => document.querySelectorAll('td').forEach(cell => cell.textContent.startsWith(root)"
+                    " && (cell.textContent = cell.textContent.slice(root.length)))",
+                    f"{str(index.resolve()).split('/exps/')[0]}/",
+                )
                 # Leave the page time to load its images
                 visit.page.wait_for_timeout(500)
                 picture = Image.open(io.BytesIO(visit.page.screenshot())).convert("RGB")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from utils.errors import UserError
 NAMES = ["a", "b <i>", "c"]
 
 
-def make(exp: Path, labels: list[int], guesses: list[int | None], ids: list[str], **summary: object) -> Path:
+def make(exp: Path, labels: list[int], guesses: list[int | None], ids: list[str], **summary: Any) -> Path:
     return write_results(exp, labels=labels, logits=guessed(guesses, 3), names=NAMES, ids=ids, **summary)
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import main
-import methods
 from anal_tools.evaluate.results import Results
-from tests import experiment, weights
+from tests import experiment, models, weights
 from tests.datasets.videos import write_video
 from utils import checkpoint
 
@@ -30,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A TSN with torchvision's names."""
     torch.manual_seed(11)
-    model = methods.build(type="tsn", backbone="resnet18", num_class=8, num_segments=2)
+    model = models.build(type="tsn", backbone="resnet18", num_class=8, num_segments=2)
     torch.nn.init.normal_(model.classifier.weight, std=0.5)
     names = {key.replace("backbone.", "").replace("classifier.", "fc."): t for key, t in model.state_dict().items()}
     file = tmp_path_factory.mktemp("foreign") / "tsn.pth"
@@ -61,7 +60,7 @@ def test_converted_and_direct_give_the_same(
     assert run("predict", exp, data / "a.mp4", "--checkpoint", foreign, "--out", tmp_path / "q", "--logits") == 0
     one, two = (json.loads((tmp_path / name / "infer.json").read_text())["videos"] for name in "pq")
     assert one == two
-    assert methods.build(type="tsn", backbone="resnet18", num_class=8, num_segments=2, pretrained=str(out))
+    assert models.build(type="tsn", backbone="resnet18", num_class=8, num_segments=2, pretrained=str(out))
 
 
 def test_other_classes_get_a_new_classifier_and_the_report_says_so(

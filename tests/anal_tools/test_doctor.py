@@ -242,7 +242,8 @@ def test_14_too_many_reader_processes(make_exp: Callable[..., Path]) -> None:
 def test_15_the_clock_is_behind(tmp_path: Path) -> None:
     code = tmp_path / "main.py"
     code.touch()
-    os.utime(code, (time.time() + 86_400,) * 2)
+    tomorrow = time.time() + 86_400
+    os.utime(code, (tomorrow, tomorrow))
     the_fault(list(machine.clock(Subject(), code)), "warning", "behind the files of the code", advice="NTP")
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,10 +16,11 @@ import pytest
 import torch
 
 import main
-import methods
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.report import media
+from tests import models
+from tests.evaluated import summary_of
 from tests.experiment import make
 from tests.ranks import ROOT
 from utils import checkpoint, metrics
@@ -30,11 +32,11 @@ SETS = [word for item in [*PYSLOWFAST, "common.model.num_segments=1"] for word i
 def with_weights(folder: Path, kind: str = "tsn", **options: object) -> Path:
     """An experiment with random weights whose scores differ from view to view."""
     torch.manual_seed(0)
-    net = methods.build(type=kind, backbone="resnet18", num_class=8, num_segments=2, **options)
-    torch.nn.init.normal_(net.get_submodule("classifier").weight, std=0.5)  # type: ignore[arg-type]
+    net = models.build(type=kind, backbone="resnet18", num_class=8, num_segments=2, **options)
+    torch.nn.init.normal_(net.classifier.weight, std=0.5)
     with torch.inference_mode():
         grey = net.eval()(torch.zeros(1, 3, 2, 32, 32))[0]
-    net.get_submodule("classifier").bias.data -= grey  # type: ignore[union-attr]  # what all clips have in common
+    net.classifier.bias.data -= grey  # what all clips have in common
     state = {"model": net.state_dict(), "step": 7}
     checkpoint.save(folder, checkpoint.LATEST, state)
     return folder
@@ -59,9 +61,10 @@ def test_the_result_says_all(exp: Path) -> None:
     assert results.scores.sum(1) == pytest.approx(1, abs=1e-5)
     assert len({tuple(row) for row in np.round(results.logits[0], 4).tolist()}) > 20, "views differ"
     assert [view["clip"] for view in results.views] == [clip for clip in range(10) for _ in range(3)]
-    assert [view["box"][0] for view in results.views[:3]] == sorted(view["box"][0] for view in results.views[:3])
+    boxes: list[Any] = [view["box"] for view in results.views[:3]]
+    assert [box[0] for box in boxes] == sorted(box[0] for box in boxes)
     assert results.ledger == []
-    summary = results.summary
+    summary = summary_of(results)
     assert summary["counts"] == {"videos": 23, "scored": 23, "repaired": 0, "failed": 0, "duplicates": 0}
     assert summary["cost"]["gmacs_per_video"] == pytest.approx(30 * summary["cost"]["gmacs_per_view"], rel=1e-3)
     assert summary["protocol"]["views"] == 30
@@ -93,7 +96,7 @@ def test_three_ranks_score_each_video_once(exp: Path) -> None:
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     one, three = Results.load(exp, "thirty"), Results.load(exp, "ranks")
-    assert three.summary["ranks"] == 3
+    assert summary_of(three)["ranks"] == 3
     assert three.summary["metrics"]["num_videos"] == 23
     np.testing.assert_allclose(three.scores, one.scores, atol=1e-5)
     assert three.ids == one.ids
@@ -129,11 +132,11 @@ def test_bad_videos_are_named_and_repaired_ones_scored(exp: Path, motion_videos:
     assert status[paths[1]] == status[paths[2]] == "failed"
     assert results.failed.tolist()[1:3] == [True, True]
     assert (results.frames[1] == -1).all()
-    counts = results.summary["counts"]
+    counts = summary_of(results)["counts"]
     assert counts["videos"] == 6
     assert counts["failed"] == sum(value == "failed" for value in status.values())
     assert counts["scored"] == 6 - counts["failed"] == (~results.failed).sum()
-    assert set(results.summary["failures"]) == {path for path, value in status.items() if value == "failed"}
+    assert set(summary_of(results)["failures"]) == {path for path, value in status.items() if value == "failed"}
     assert all(row["reason"] for row in results.ledger)
 
 
@@ -204,7 +207,7 @@ def test_a_list_with_several_labels(exp: Path, motion_videos: Path, tmp_path: Pa
         assert results.summary["metrics"][key] == pytest.approx(numbers[key], abs=1e-6)
     source = media.source_of(exp, results)  # the report finds the videos of such a list again
     assert source.records.multi_label
-    assert source.records.list_hash == results.summary["list_hash"]
+    assert source.records.list_hash == summary_of(results)["list_hash"]
 
 
 def test_views_that_the_method_does_not_take(tmp_path: Path, motion_videos: Path, capsys) -> None:

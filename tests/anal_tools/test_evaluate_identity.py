@@ -17,6 +17,7 @@ import pytest
 import main
 from anal_tools.evaluate import identity, result_parts
 from anal_tools.evaluate.results import Results
+from tests.evaluated import summary_of
 from tests.experiment import few_videos, make
 from utils.errors import UserError
 
@@ -111,7 +112,7 @@ def test_a_video_that_failed_is_tried_again(
     assert evaluated(fresh, "--root", str(root)) == 0
     assert "resuming: 2 of 4" in capsys.readouterr().out
     results = Results.load(fresh)
-    assert results.summary["counts"]["failed"] == 0
+    assert summary_of(results)["counts"]["failed"] == 0
     assert not np.isnan(results.logits).any()
 
 
@@ -197,4 +198,6 @@ def test_differences_are_named() -> None:
 
 def test_a_part_that_vanishes_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="0 rows for 3 videos"):
-        result_parts.merge(tmp_path, ["a", "b", "c"], np.zeros(3), {"class_names": ["x"], "protocol": {}})
+        result_parts.merge(
+            tmp_path, ["a", "b", "c"], np.zeros(3), {"class_names": ["x"], "metrics": {}, "protocol": {}}
+        )

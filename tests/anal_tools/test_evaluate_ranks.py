@@ -15,6 +15,7 @@ import pytest
 import main
 from anal_tools.evaluate.results import Results
 from tests import forked
+from tests.evaluated import summary_of
 from tests.experiment import make
 from tests.ranks import ROOT, run_program
 
@@ -52,12 +53,12 @@ def test_stopped_on_some_ranks_it_ends_on_others_with_the_same_rows(exp: Path, f
     scored = next(line for line in done.stdout.splitlines() if "resuming: " in line).split("resuming: ")[1].split()[0]
     assert first <= int(scored) < 23, "each rank had some videos, and not all were done"
     calm, mixed = Results.load(exp, "calm"), Results.load(exp, name)
-    assert mixed.summary["ranks"] == second
+    assert summary_of(mixed)["ranks"] == second
     assert mixed.ids == calm.ids
     for array in ARRAYS:
         assert np.array_equal(getattr(mixed, array), getattr(calm, array)), array
     for key in ("metrics", "counts", "failures", "protocol"):
-        assert mixed.summary[key] == calm.summary[key]
+        assert summary_of(mixed)[key] == summary_of(calm)[key]
     assert not list((exp / "results" / name).glob("part*"))
 
 

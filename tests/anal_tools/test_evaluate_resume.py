@@ -7,12 +7,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import main
 from anal_tools.evaluate import part_file, result_parts, results
+from datasets.loading.eval import VideoItem
 from tests.experiment import make
 
 KEY = {"weights": "w", "list": "l"}
@@ -27,28 +29,27 @@ def exp(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> Path:
     return folder
 
 
-def stopping(keep, after: int):
-    """`PartWriter.keep` that sends this process a signal after so many videos."""
+def stopping(keep: Callable[..., None], after: int, seen: list[int]) -> Callable[..., None]:
+    """`PartWriter.keep` that lists what it has seen, and sends this process a signal after so many videos."""
 
-    def keep_and_signal(self, item, logits):
+    def keep_and_signal(self: Any, item: Any, logits: Any) -> None:
         keep(self, item, logits)
-        keep_and_signal.seen += 1
-        if keep_and_signal.seen == after:
+        seen.append(item.sample)
+        if len(seen) == after:
             os.kill(os.getpid(), signal.SIGUSR2)
 
-    keep_and_signal.seen = 0
     return keep_and_signal
 
 
 def test_stopped_by_a_signal_it_goes_on(exp: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    kept = stopping(result_parts.PartWriter.keep, 6)
-    monkeypatch.setattr(result_parts.PartWriter, "keep", kept)
+    seen: list[int] = []
+    monkeypatch.setattr(result_parts.PartWriter, "keep", stopping(result_parts.PartWriter.keep, 6, seen))
     assert main.main(["eval", str(exp), "--name", "rough"]) == 75
     assert not (exp / "results/rough.json").exists()
-    before = kept.seen
+    before = len(seen)
     assert 6 <= before < 23
     assert main.main(["eval", str(exp), "--name", "rough"]) == 0
-    assert kept.seen == 23, "each video is scored once"
+    assert len(seen) == 23, "each video is scored once"
     assert f"resuming: {before} of 23 videos were scored before" in capsys.readouterr().out
     calm, rough = (results.Results.load(exp, name) for name in ("calm", "rough"))
     assert rough.summary["metrics"] == calm.summary["metrics"]
@@ -58,7 +59,7 @@ def test_stopped_by_a_signal_it_goes_on(exp: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_other_weights_start_anew(exp: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(result_parts.PartWriter, "keep", stopping(result_parts.PartWriter.keep, 6))
+    monkeypatch.setattr(result_parts.PartWriter, "keep", stopping(result_parts.PartWriter.keep, 6, []))
     assert main.main(["eval", str(exp), "--name", "other"]) == 75
     monkeypatch.undo()
     assert main.main(["eval", str(exp), "--name", "other", "--checkpoint", str(exp / "ckpt_prev.pth.tar")]) == 0
@@ -119,6 +120,7 @@ def test_a_kill_while_evaluations_are_exchanged_loses_no_part(tmp_path: Path, mo
     """Killed at each of its steps; then either evaluation finds all its parts."""
     other = {**KEY, "weights": "v"}
     for chosen_key, expected in ((KEY, [[0, 1], [2]]), (other, [[5], [6, 7]])):
+        step = 0
         for step in range(20):
             folder = tmp_path / f"{len(expected[0])}-{step}"
             result_parts.earlier_parts(folder, other, 9)
@@ -163,10 +165,7 @@ def test_a_lower_number_of_starts_overwrites_no_part(tmp_path: Path) -> None:
 
 
 def test_a_slow_evaluation_writes_parts_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Item:
-        sample, failure, repaired = 3, "x", ""
-
     monkeypatch.setattr(result_parts, "PART_SECONDS", -1.0)
     writer = result_parts.PartWriter(tmp_path, 2, start=4)
-    writer.keep(Item(), None)
+    writer.keep(VideoItem(3, 0, None, None, failure="x"), None)
     assert [path.name for path in tmp_path.iterdir()] == ["part-0004-0002-000000.npz"]

@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import main
-import methods
 from anal_tools import export
 from anal_tools.predict import predictor
-from tests import weights
+from tests import models, weights
 from tests.datasets.videos import write_video
 from utils.dist import World
 from utils.errors import UserError
@@ -43,7 +43,7 @@ def small(name: str) -> tuple[nn.Module, torch.Tensor]:
     """A model whose branches all count, and three clips."""
     torch.manual_seed(2)
     options = {"type": name, "backbone": "resnet18", "num_class": 5, "num_segments": 4} | METHODS[name]
-    model = methods.build(**options)
+    model = models.build(**options)
     for norm in model.modules():
         if isinstance(norm, _BatchNorm) and not norm.weight.any():
             nn.init.ones_(norm.weight)
@@ -119,7 +119,8 @@ def test_clips_of_a_list_with_several_labels(exported: tuple[Path, Path, Path], 
     (tmp_path / "several.txt").write_text("a.mp4\t20\t3\t1\nb.mp4\t16\t2\n")
     sets = ["loss=bce", "data.list_layout=path_frames_labels", f"val_source={tmp_path / 'several.txt'}"]
     args = argparse.Namespace(check=[], target=exp, set=sets)
-    sources = export.clips_to_check(args, None)  # type: ignore[arg-type]  # the predictor is not asked
+    predictor: Any = None  # it is not asked
+    sources = export.clips_to_check(args, predictor)
     assert [Path(source.path) for source in sources] == [root / "a.mp4", root / "b.mp4"]
 
 
@@ -191,7 +192,9 @@ def spoiled(traced):
 
 def net_with_another_bias(net: nn.Module) -> nn.Module:
     other = copy.deepcopy(net)
-    other.classifier.bias.data += 0.01
+    classifier = other.get_submodule("classifier")
+    assert isinstance(classifier, nn.Linear)
+    classifier.bias.data += 0.01
     return other
 
 

@@ -72,7 +72,7 @@ def exp(tmp_path: Path, tiny_videos: Path) -> Path:
         (exp / "results" / name / "scores.npy").write_bytes(b"scores")
         summary = {"metrics": {"top1": 50.0 + number}, "protocol": {"num_clips": 10, "crops": "three"}, "step": 20}
         (exp / "results" / f"{name}.json").write_text(json.dumps(summary))
-        os.utime(exp / "results" / f"{name}.json", (1e9 + number,) * 2)
+        os.utime(exp / "results" / f"{name}.json", (1e9 + number, 1e9 + number))
     (exp / "old" / "20260101T000000Z").mkdir(parents=True)
     (exp / "old" / "20260101T000000Z" / "ckpt.pth.tar").write_bytes(bytes(200_000))
     return exp

@@ -259,8 +259,11 @@ def test_the_policy_admits_the_page_s_own_script_only() -> None:
         sections=["summary"],
         blocks={"a": "</script><!--"},
     )
-    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]+)"', text).group(1))  # type: ignore[union-attr]
-    script = re.search(r"<script>(.*)</script>", text, re.DOTALL).group(1)  # type: ignore[union-attr]
+    content = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
+    element = re.search(r"<script>(.*)</script>", text, re.DOTALL)
+    assert content
+    assert element
+    policy, script = html.unescape(content.group(1)), element.group(1)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
     assert "default-src 'none'" in policy

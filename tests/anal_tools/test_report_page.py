@@ -127,7 +127,9 @@ def cell_at(visited: Visit, row: int, column: int, size: int = 8) -> tuple[float
 def pixel(visited: Visit, x: float, y: float) -> list[int]:
     """Red, green, blue on the screen; the browser warns of a page that reads its canvas often."""
     picture = visited.page.screenshot(clip={"x": round(x), "y": round(y), "width": 1, "height": 1})
-    return cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[0, 0, ::-1].astype(int).tolist()
+    pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None
+    return pixels[0, 0, ::-1].astype(int).tolist()
 
 
 def test_matrix_with_the_mouse(shown: Visit, exps: list[Path]) -> None:

@@ -18,7 +18,10 @@ import torch
 import main
 from anal_tools import evaluate
 from anal_tools.evaluate import network, result_parts, results
+from datasets.loading.eval import VideoItem
+from datasets.plan.views import VideoPlan
 from methods import interop
+from tests.evaluated import summary_of
 from tests.experiment import make
 from tests.ranks import run_ranks
 from utils import checkpoint, dist, files
@@ -72,7 +75,7 @@ def test_names_with_dots_are_results_of_their_own(exp: Path, capsys: pytest.Capt
 
 def test_the_default_name_of_any_checkpoint_is_that_of_folder_and_summary(exp: Path) -> None:
     assert main.main(["eval", str(exp), "--checkpoint", str(exp / "ckpt_prev.pth.tar")]) == 0
-    assert results.Results.load(exp, "ckpt_prev").summary["weights"].endswith("ckpt_prev.pth.tar")
+    assert summary_of(results.Results.load(exp, "ckpt_prev"))["weights"].endswith("ckpt_prev.pth.tar")
     options = Namespace(protocol=None, views="3crop", scale=None, crop_size=None, average=None, per_position=False)
     for file, name in {
         "ckpt.pth.tar": "latest",
@@ -110,14 +113,10 @@ def test_results_that_are_a_file(exp: Path, capsys: pytest.CaptureFixture[str]) 
         (exp / "kept").rename(exp / "results")
 
 
-class Item:
-    """What `PartWriter.keep` needs of a video."""
-
-    class plan:
-        frames, clip_rows, boxes = np.arange(8), np.zeros((1, 8), np.int64), np.zeros((1, 4), np.int64)
-
-    def __init__(self, sample: int) -> None:
-        self.sample, self.failure, self.repaired = sample, None, ""
+def item(sample: int) -> VideoItem:
+    clip_rows, boxes = np.zeros((1, 8), np.int64), np.zeros((1, 4), np.int64)
+    plan = VideoPlan(sample, np.arange(8), (32, 32), clip_rows, boxes, np.zeros(1, bool))
+    return VideoItem(sample, 0, None, plan, failure=None)
 
 
 def test_parts_that_find_no_room(tmp_path: Path) -> None:
@@ -125,10 +124,10 @@ def test_parts_that_find_no_room(tmp_path: Path) -> None:
     assert result_parts.earlier_parts(folder, {}, 60)[0] == 0
     writer = result_parts.PartWriter(folder, 0, videos_per_part=20)
     for sample in range(20):
-        writer.keep(Item(sample), torch.zeros(1, 40))
+        writer.keep(item(sample), torch.zeros(1, 40))
     writer.size = 21
     for sample in range(20, 40):
-        writer.keep(Item(sample), torch.zeros(1, 40))
+        writer.keep(item(sample), torch.zeros(1, 40))
     with small_files(4096), pytest.raises(UserError, match=r"best: the results could not .* make room and run"):
         writer.flush()
     assert list(folder.glob("*.tmp")) == [], "what is left of a part would only take up room"
@@ -179,7 +178,7 @@ def test_an_earlier_result_stays_until_the_new_one_is_there(exp: Path, monkeypat
         results.Results.load(exp, "twice")
     assert main.main(previous) == 0
     after = results.Results.load(exp, "twice")
-    assert after.summary["weights_hash"] != before.summary["weights_hash"]
+    assert summary_of(after)["weights_hash"] != summary_of(before)["weights_hash"]
     assert not np.array_equal(after.logits, old)
     assert np.array_equal(before.logits, old), "what is open stays what it was"
     assert after.frames.shape == (23, 1, 2)
@@ -210,7 +209,7 @@ def test_a_reader_takes_a_result_anew_that_was_replaced_meanwhile(exp: Path, mon
 
     def read_during_an_evaluation(*arguments: Any) -> results.Results:
         content = read(*arguments)
-        reads.append(content.summary["weights"])
+        reads.append(summary_of(content)["weights"])
         if len(reads) == 1:
             file = str(exp / "ckpt_prev.pth.tar")
             assert main.main(["eval", str(exp), "--name", name, "--checkpoint", file]) == 0
@@ -219,7 +218,7 @@ def test_a_reader_takes_a_result_anew_that_was_replaced_meanwhile(exp: Path, mon
     monkeypatch.setattr(results.Results, "_read", staticmethod(read_during_an_evaluation))
     result = results.Results.load(exp, name)
     assert len(reads) == 2
-    assert result.summary["weights"] == str(exp / "ckpt_prev.pth.tar")
+    assert summary_of(result)["weights"] == str(exp / "ckpt_prev.pth.tar")
 
 
 def replacing(weights: Path, others: list[Path]) -> Callable[..., Any]:
@@ -247,8 +246,8 @@ def test_the_hash_is_that_of_the_weights_that_were_scored(
     assert main.main([*words, "live"]) == 0
     assert main.main(["eval", str(exp), "--checkpoint", "latest", "--name", "still"]) == 0
     live, still = (results.Results.load(exp, name) for name in ("live", "still"))
-    assert live.summary["weights_hash"] == files.sha256(newer)
-    assert live.summary["step"] == still.summary["step"] == 4
+    assert summary_of(live)["weights_hash"] == files.sha256(newer)
+    assert summary_of(live)["step"] == summary_of(still)["step"] == 4
     assert np.array_equal(live.logits, still.logits)
     monkeypatch.setattr(interop, "load_checkpoint", replacing(weights, [older, newer] * 9))
     assert main.main([*words, "never"]) == 2

@@ -14,7 +14,7 @@ from utils.config.schema import Augmentation, Data
 
 
 def train_spec(
-    sampling: Sampling, input_size: int = 224, crop: str = "multi_scale", *, flip: bool = True, **keys: Any
+    sampling: Sampling, input_size: int = 224, crop: Any = "multi_scale", *, flip: bool = True, **keys: Any
 ) -> TrainSpec:
     """Return the spec of these keys of `augmentation`."""
     cfg: Any = SimpleNamespace(

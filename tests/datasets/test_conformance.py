@@ -15,6 +15,7 @@ import pytest
 
 from datasets.dump import verb as dump
 from datasets.lists.records import Records
+from datasets.memcached.source import MemcachedReader
 from datasets.plan.sampling import Sampling
 from datasets.plan.train import draw, resolve
 from datasets.readers import READERS, Reader, open_reader
@@ -191,10 +192,11 @@ def test_a_warm_cache_answers_with_the_same_pixels(
 ) -> None:
     """The second read comes from the servers, and says so."""
     reader, _ = opened(stored(barcodes, "frames", dumps), "memcached", server)
+    assert isinstance(reader, MemcachedReader)
     frames = np.arange(8)
     first = read(reader, 0, frames, None, (SIZE, SIZE))
-    reader.source.pool.flush(30)  # type: ignore[attr-defined]
-    reader.counters()  # type: ignore[attr-defined]
+    reader.pool.flush(30)
+    reader.counters()
     assert np.array_equal(read(reader, 0, frames, None, (SIZE, SIZE)), first)
-    assert reader.source.pool.take()[0]["hits"] >= len(frames)  # type: ignore[attr-defined]
+    assert reader.pool.take()[0]["hits"] >= len(frames)
     reader.close()

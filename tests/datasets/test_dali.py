@@ -19,6 +19,8 @@ from utils.errors import MediaError
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
 
+from datasets.dali.reader import DaliReader  # noqa: E402
+
 VP9 = "libvpx-vp9"
 FRAMES = 60
 #: DALI converts colours by its own rules: mean and largest difference of a clip from the reader `video`, of 255.
@@ -45,7 +47,8 @@ def both(records: Records, i: int, frames: list[int], box, size: tuple[int, int]
         clip = np.zeros((len(frames), *size, 3), np.uint8)
         reader.read(i, np.array(frames), box, size, clip)
         if kind == "dali":
-            assert not reader.fallbacks  # type: ignore[attr-defined]
+            assert isinstance(reader, DaliReader)
+            assert not reader.fallbacks
         reader.close()
         clips.append(clip)
     return clips[0], clips[1]
@@ -72,7 +75,9 @@ def test_jpeg_frames_differ_by_rounding_only(shard: bool, tmp_path: Path) -> Non
     if shard:
         from datasets.readers.frame_pack import PackWriter
 
-        writer = PackWriter(tmp_path / "v.fsh", template="img_{:05d}.jpg", base=1, fps=25.0, height=SIZE, width=SIZE)
+        writer = PackWriter(
+            str(tmp_path / "v.fsh"), template="img_{:05d}.jpg", base=1, fps=25.0, height=SIZE, width=SIZE
+        )
         for number in range(12):
             writer.add(simplejpeg.encode_jpeg(frame_image(number), quality=92, colorsubsampling="420"))
         writer.close()
@@ -109,8 +114,10 @@ def test_what_dali_is_not_given_is_read_by_pyav_and_counted(tmp_path: Path) -> N
         clips = [np.zeros((2, 48, 48, 3), np.uint8) for _ in range(2)]
         for one, clip in zip((reader, pyav_reader), clips, strict=True):
             one.read(i, np.array([0, 2]), (0, 0, 90, 90), (48, 48), clip)
-        assert np.array_equal(*clips)
-    counted = reader.fallbacks  # type: ignore[attr-defined]
+        first, second = clips
+        assert np.array_equal(first, second)
+    assert isinstance(reader, DaliReader)
+    counted = reader.fallbacks
     assert sum(counted.values()) == 3
     assert any("codec h264" in reason for reason in counted)
     assert any("not JPEG" in reason for reason in counted)

@@ -15,6 +15,7 @@ import torch
 from datasets.lists.records import Records
 from datasets.loading.base import LoaderOptions
 from datasets.loading.eval import EvalLoader
+from datasets.loading.pool import Pool
 from datasets.loading.train import Batch, TrainLoader
 from datasets.plan.order import sample_at
 from datasets.plan.sampling import Sampling
@@ -198,11 +199,12 @@ def test_signals_of_a_job_do_not_end_reader_processes(records: Records) -> None:
     options = dataclasses.replace(OPTIONS, workers=2)
     with DaliTrainLoader(records, SPEC, options, seed=5, shards=shards(), stop=6) as loader:
         next(loader)
-        for pid in loader.service.pids:  # type: ignore[attr-defined]
+        assert isinstance(loader.service, Pool)
+        for pid in loader.service.pids:
             for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
                 os.kill(pid, number)
         assert [step for step, _ in loader] == [1, 2, 3, 4, 5]
-        assert loader.service.restarts == 0  # type: ignore[attr-defined]
+        assert loader.service.restarts == 0
 
 
 def test_build_takes_the_loaders_of_the_reader() -> None:

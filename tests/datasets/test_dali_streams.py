@@ -162,19 +162,22 @@ def test_av1_and_odd_sides_are_refused(tmp_path: Path) -> None:
 def test_barcodes_of_what_is_accepted(tmp_path: Path) -> None:
     """Every ordinal of VP9 with and without hidden frames: right by one reader or the other, never wrong."""
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
+    from datasets.dali.reader import DaliReader
+
     shown = write_hidden(tmp_path / "hidden.mp4")
     records = records_of(tmp_path, ["hidden.mp4 0", "plain.mp4 0"])
     reader, video = (open_reader(reader_spec(kind), records) for kind in ("dali", "video"))
     assert video.probe(0).frames == shown < video.probe(1).frames
+    assert isinstance(reader, DaliReader)
     for number, refused in ((0, True), (1, False)):
-        reader.fallbacks.clear()  # type: ignore[attr-defined]
+        reader.fallbacks.clear()
         for first in (0, 17, 38):
             clips = [np.zeros((16, SIZE, SIZE, 3), np.uint8) for _ in range(2)]
             for one, clip in zip((reader, video), clips, strict=True):
                 one.read(number, np.arange(first, first + 16), None, (SIZE, SIZE), clip)
             assert [number_in(image) for image in clips[0]] == [number_in(image) for image in clips[1]]
             assert len({number_in(image) for image in clips[0]}) == 16
-        assert bool(reader.fallbacks) == refused  # type: ignore[attr-defined]
+        assert bool(reader.fallbacks) == refused
 
 
 class TestRuns:
@@ -262,7 +265,8 @@ class TestRuns:
             def deliver(self, outs: list[torch.Tensor]) -> None:
                 raise RuntimeError("Critical error in pipeline: CUDA_ERROR_OUT_OF_MEMORY(2): out of memory")
 
-        queue = Queue(Full(), Breaker())  # type: ignore[arg-type]
+        decoder: Any = Full()
+        queue = Queue(decoder, Breaker())
         clip = pipeline.Clip("video", [], np.array([0]), (0, 0, 8, 8), (8, 8), "h264")
         queue.submit(Job([clip], [torch.zeros(1)], [0]))
         with pytest.raises(UserError, match="batch_size"):
@@ -358,11 +362,14 @@ def test_a_clip_with_too_large_frames_is_refused(tmp_path: Path, monkeypatch: py
     slot = Slot.create("test", 0)
     plan = Plan(0, np.array([1, 1, 2]), (0, 0, SIZE, SIZE), (SIZE, SIZE), {})
     limits = AsStored(None)
-    decoded = encoded.pack(reader, plan, None, slot, 0, limits)["stored"].decoded
+    stored = encoded.pack(reader, plan, None, slot, 0, limits)["stored"]
+    assert isinstance(stored, encoded.Stored)
+    decoded = stored.decoded
     assert decoded == 2 * SIZE * SIZE * 3  # a repeated frame counts once
-    assert "does not decode vp9 here" in encoded.pack(reader, plan, None, slot, 0, AsStored(None, ("vp9",)))["refused"]
+    refused = encoded.pack(reader, plan, None, slot, 0, AsStored(None, ("vp9",)))["refused"]
+    assert "does not decode vp9 here" in str(refused)
     monkeypatch.setattr(encoded, "DECODED_BYTES", decoded - 1)
-    assert "before they are cropped" in encoded.pack(reader, plan, None, slot, 0, limits)["refused"]
+    assert "before they are cropped" in str(encoded.pack(reader, plan, None, slot, 0, limits)["refused"])
     slot.close()
     reader.close()
 

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def test_a_clip_that_cannot_be_closed_is_abandoned(small_files: Callable[[int], 
 
     settings, tmp = DumpSettings("clips"), tmp_path / "clip"
     coder = Coder(settings, 0, VideoMetadata(3, 64, 64, 25.0))
-    clip = ClipFile(str(tmp), coder, settings, {}, 25)  # type: ignore[arg-type]
+    clip = ClipFile(str(tmp), coder, settings, {}, Fraction(25))
     for value in range(90):  # more than the encoder keeps to itself
         frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), value, np.uint8), format="rgb24")
         clip.add(Picture(frame, None, "x"))

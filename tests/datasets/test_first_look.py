@@ -13,6 +13,7 @@ from datasets.lists import first_look
 from datasets.lists.records import Records
 from utils import config
 from utils.config import verb
+from utils.config.paths import ROOT
 from utils.errors import UserError
 
 NAMES = [f"class{n % 3}/v{n:03d}.mp4" for n in range(40)]
@@ -228,7 +229,7 @@ def test_config_checks_the_files(tmp_path: Path, videos: Path, capsys: pytest.Ca
 
 
 def test_the_demo_without_its_data_says_how_to_make_it(tmp_path: Path) -> None:
-    cfg = config.load(config.paths.ROOT / "exps/demo_exps/tsm_resnet18/motion8")
+    cfg = config.load(ROOT / "exps/demo_exps/tsm_resnet18/motion8")
     if Path(cfg.train_source).exists():
         pytest.skip("the data of the demo are here")
     with pytest.raises(UserError, match="`python main.py demo-data` makes the demo's data"):

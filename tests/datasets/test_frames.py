@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,8 +28,8 @@ def write_frames(folder: Path, template: str, base: int, count: int, size: tuple
     return folder
 
 
-def open_frames(folder: Path, lines: list[str], **spec: object) -> Reader:
-    return open_reader(reader_spec("frames", **spec), records_of(folder, lines))  # type: ignore[arg-type]
+def open_frames(folder: Path, lines: list[str], **spec: Any) -> Reader:
+    return open_reader(reader_spec("frames", **spec), records_of(folder, lines))
 
 
 def numbers(reader: Reader, i: int, frames: list[int]) -> list[int]:

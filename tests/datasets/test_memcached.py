@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts servers; they end with the test."""
     servers: list[Server] = []
 
-    def one(name: str = "s", **options: object) -> Server:
-        servers.append(Server(tmp_path, name, **options))  # type: ignore[arg-type]
+    def one(name: str = "s", **options: Any) -> Server:
+        servers.append(Server(tmp_path, name, **options))
         return servers[-1]
 
     yield one
@@ -50,9 +51,9 @@ def video(tmp_path: Path) -> Path:
     return folder
 
 
-def source_of(*servers: Server | str, timeout: float = 0.25, **options: object) -> MemcachedSource:
+def source_of(*servers: Server | str, timeout: float = 0.25, **options: Any) -> MemcachedSource:
     names = tuple(server if isinstance(server, str) else server.name for server in servers)
-    return MemcachedSource(FilesSource(), MemcachedPool(ClientSettings(names, timeout=timeout, **options)))  # type: ignore[arg-type]
+    return MemcachedSource(FilesSource(), MemcachedPool(ClientSettings(names, timeout=timeout, **options)))
 
 
 def on_disk(video: Path) -> list[bytes]:

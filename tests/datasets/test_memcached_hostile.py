@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_without_the_secret_no_frame_can_be_forged(serve: Callable[[Script], Hos
     file = tmp_path / "secret"
     file.write_bytes(SECRET + b"\n")
     assert frame_secret(file) == SECRET
-    settings = {"secret": read_secret(file), "frame_secret": frame_secret(file)}
+    settings: dict[str, Any] = {"secret": read_secret(file), "frame_secret": frame_secret(file)}
     key = key_of(ROUTE, "a", Seal(SECRET))
     values: list[bytes] = []
 

@@ -20,6 +20,7 @@ from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from datasets.readers import open_reader
 from datasets.readers.ending import EndsEarly, is_tolerable, on_what_decodes
+from datasets.readers.metadata_cache import KnownMetadata
 from datasets.readers.video_index import Grade
 from datasets.scan.verb import main as scan
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
@@ -252,8 +253,9 @@ def test_a_cache_of_another_share_is_not_used(folder: Path, tmp_path: Path) -> N
             reader_spec("video", metadata=str(tmp_path / "metadata.bin"), missing_share=share), records
         )
         assert reader.probe(0).frames == 58
-        assert reader.hits == hits  # type: ignore[attr-defined]
-        assert reader.missing(0) == 2  # type: ignore[attr-defined]
+        assert isinstance(reader, KnownMetadata)
+        assert reader.hits == hits
+        assert reader.missing(0) == 2
         reader.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ class Listed:
         return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
 
 
-UNEVEN = Listed([0] * 7 + [3] * 2 + [5])
+UNEVEN: Any = Listed([0] * 7 + [3] * 2 + [5])
 BALANCED_0 = [2, 7, 9, 9, 8, 5, 7, 6, 9, 1, 9, 8]
 
 
@@ -155,7 +156,8 @@ def test_one_view_is_the_order_as_it_was() -> None:
         def __len__(self) -> int:
             return 7
 
-    one_view, once, twice = (of("shuffled", 3, Seven(), **words) for words in ({}, {"batch_size": 4}, TWICE))  # type: ignore[arg-type]
+    seven: Any = Seven()
+    one_view, once, twice = (of("shuffled", 3, seven, **words) for words in ({}, {"batch_size": 4}, TWICE))
     positions = range(280)
     assert [one_view(p) for p in positions] == [once(p) for p in positions]
     epoch = [twice(p) for p in range(140)]  # 35 shards of 2 turns: 10 epochs of 7 turns

@@ -88,7 +88,7 @@ def test_pool_and_inline_give_the_same_clips_and_plans(records: Records) -> None
             assert values_of(results[0][number]) == values_of(results[1][number])
         clips = [slot[0].view(0, (12, *CLIP)) for slot in slots]
         assert clips[0].any()
-        assert np.array_equal(*clips)
+        assert np.array_equal(clips[0], clips[1])
     finally:
         for service in services:
             service.close()
@@ -293,7 +293,8 @@ def test_readers_that_do_not_start_are_stood_in_for_and_reported(
             assert all(answer.ok for answer in collect(service, 4).values())
         assert pool.trouble == f"reader processes that do not start (3 in a row, the last: {why})"
         assert pool.pids == []
-        assert np.array_equal(*(slot[0].view(0, (4, *CLIP)) for slot in slots)), "the same pixels"
+        first, second = (slot[0].view(0, (4, *CLIP)) for slot in slots)
+        assert np.array_equal(first, second), "the same pixels"
     finally:
         pool.close()
         inline.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from datasets.lists.records import Records
 
@@ -81,7 +82,7 @@ def decode_all(path: Path | str) -> list[np.ndarray]:
         try:
             for frame in container.decode(video=0):
                 images.append(frame.to_ndarray(format="rgb24"))
-        except av.error.FFmpegError:
+        except FFmpegError:
             pass
     return images
 

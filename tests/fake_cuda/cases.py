@@ -276,14 +276,15 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
         items = [VideoItem(number, number % 8, frames, plan, None) for number in range(5)]
         items += [VideoItem(5, 0, None, None, "bad"), VideoItem(-1, -1, None, None, None)]
 
-        class Videos(list):  # type: ignore[type-arg]
+        class Videos(list):
             records = types.SimpleNamespace(labels=np.arange(6) % 8, multi_label=False, targets=None)
             spec = types.SimpleNamespace(views=views)
 
+        videos: Any = Videos(items)
         mode.forget()
         evaluate(
             net,
-            Videos(items),  # type: ignore[arg-type]
+            videos,
             world=dist.World(device=gpu.device),
             num_class=8,
             normalise=functools.partial(transforms.normalise, dtype=dtype_of(precision)),

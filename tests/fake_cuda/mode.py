@@ -342,7 +342,9 @@ def _patch(torch: Any, gpu: Any) -> None:
 
     from torch._subclasses.fake_tensor import FakeTensor
 
-    torch.Tensor.tolist = FakeTensor.tolist = tolist
+    tensors: Any = (torch.Tensor, FakeTensor)
+    for kind in tensors:
+        kind.tolist = tolist
     import torch.cuda.amp.common as amp
 
     amp.amp_definitely_not_available = lambda: False

@@ -127,7 +127,7 @@ def _read_here() -> None:
 
     for module in (datasets.dump.verb, datasets.scan.work, datasets.scan.same):
         if hasattr(module, "Pool"):
-            module.Pool = Here  # type: ignore[attr-defined]
+            setattr(module, "Pool", Here)  # noqa: B010  not every module has it
 
 
 def trained_state(exp: Path) -> str:

@@ -107,7 +107,7 @@ class Injector:
         """Put the counted functions in the place of the real ones, for the rest of this process."""
         for name, make in _OF_OS.items():
             setattr(os, name, make(self, self._real[name]))
-        builtins.open = io.open = self.open  # type: ignore[assignment]
+        builtins.open = io.open = self.open
         # Python 3.10 keeps the functions that `Path` calls in a place of their own.
         of_path = getattr(pathlib, "_normal_accessor", None)
         for name in _OF_OS:

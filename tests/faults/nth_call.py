@@ -81,7 +81,7 @@ class Bench:
                         json.dump(Counter(kind for kind, _ in injector.calls), file)
                     leave(code)
 
-                os._exit = leave_with_counts  # type: ignore[assignment]
+                os._exit = leave_with_counts
 
             done = warm.verb(command.argv(case), self.folder, prepare)
             if done.code != 0:

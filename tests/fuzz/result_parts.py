@@ -120,7 +120,7 @@ def _run_part(payload: bytes, folder: Path) -> str:
     if len(parts[0]["samples"]) < _VIDEOS:  # the others would be scored now
         return "ok"
     spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 2, "centre")
-    summary = {"class_names": _CLASSES, "metrics": {}, "protocol": Protocol(spec).to_dict()}
+    summary: results.Summary = {"class_names": _CLASSES, "metrics": {}, "protocol": Protocol(spec).to_dict()}
     try:
         ids, labels = [f"{i}.mp4" for i in range(_VIDEOS)], np.zeros(_VIDEOS, np.int32)
         result_parts.merge(folder, ids, labels, summary, owner=result_parts.owner_of(_KEY))

@@ -93,6 +93,7 @@ class Machine:
 def env(machine: Machine) -> dict[str, Any]:
     """Names and versions of everything that the figures depend on."""
     import torch
+    from torch.cuda import nccl
 
     from utils.engine.network import _missing_for_triton
 
@@ -105,7 +106,7 @@ def env(machine: Machine) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
+        "nccl": ".".join(map(str, nccl.version())) if cuda else None,
         "python": platform.python_version(),
         "headers": os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")),
         "compiler": shutil.which("gcc") or shutil.which("clang"),
@@ -186,8 +187,8 @@ def nccl1(machine: Machine) -> dict[str, Any]:
     from utils.dist import World
 
     backend = "nccl" if machine.gpu else "gloo"
-    store = dist.HashStore()
-    more = {"device_id": machine.device} if machine.gpu else {}
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    more: dict[str, Any] = {"device_id": machine.device} if machine.gpu else {}
     dist.init_process_group(backend, store=store, rank=0, world_size=1, **more)
     try:
         totals = torch.arange(7.0, dtype=torch.float64, device=machine.device)
@@ -211,7 +212,8 @@ def norm_difference(machine: Machine, world: Any) -> float:
 
     torch.manual_seed(0)
     torch_norm = torch.nn.BatchNorm3d(16).double().to(machine.device)
-    ranks = sync_bn._Ranks(dist.group.WORLD, 1)  # type: ignore[arg-type]
+    assert dist.group.WORLD is not None
+    ranks = sync_bn._Ranks(dist.group.WORLD, 1)
     ours = sync_bn._as_group_norm(torch_norm, ranks, True).train()
     x = torch.randn(4, 16, 3, 5, 5, dtype=torch.float64, device=machine.device)
     x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -222,6 +224,8 @@ def norm_difference(machine: Machine, world: Any) -> float:
         out = norm(inputs)
         (out * x).sum().backward()
         assert inputs.grad is not None
+        assert norm.weight.grad is not None
+        assert norm.bias.grad is not None
         results.append((out.detach(), inputs.grad, norm.weight.grad.clone(), norm.bias.grad.clone()))
     return max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
 

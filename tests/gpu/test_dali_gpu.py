@@ -47,6 +47,7 @@ def test_nvdec_gives_the_frames_of_every_ordinal(
 ) -> None:
     import numpy as np
 
+    from datasets.dali.reader import DaliReader
     from datasets.readers import open_reader
     from tests.datasets.specs import reader_spec
     from tests.datasets.videos import number_in, records_of
@@ -61,13 +62,15 @@ def test_nvdec_gives_the_frames_of_every_ordinal(
         video_reader.read(0, np.array(frames), (10, 20, 330, 250), (224, 300), reference)
         assert [number_in(image) for image in clip] == [number_in(image) for image in reference]
         assert np.abs(clip.astype(int) - reference).mean() < 6.0
-    assert not reader.fallbacks  # type: ignore[attr-defined]
+    assert isinstance(reader, DaliReader)
+    assert not reader.fallbacks
 
 
 def test_jpeg_frames_on_the_gpu(device: torch.device, tmp_path: Path) -> None:
     import numpy as np
     import simplejpeg
 
+    from datasets.dali.reader import DaliReader
     from datasets.readers import open_reader
     from tests.datasets.specs import reader_spec
     from tests.datasets.videos import frame_image, number_in, records_of
@@ -83,7 +86,8 @@ def test_jpeg_frames_on_the_gpu(device: torch.device, tmp_path: Path) -> None:
         one.read(0, np.array([0, 15, 3, 3]), (0, 0, 340, 256), (224, 224), out)
     assert [number_in(image) for image in clip] == [0, 15, 3, 3]
     assert np.abs(clip.astype(int) - reference).mean() < 4.0
-    assert not reader.fallbacks  # type: ignore[attr-defined]
+    assert isinstance(reader, DaliReader)
+    assert not reader.fallbacks
 
 
 def test_a_training_loader_fills_batches_on_the_device(device: torch.device, tmp_path: Path) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import main
-import methods
 from networks.convolution import Conv2d, Conv3d
-from tests import experiment
+from tests import experiment, models
 from utils.engine.network import autocast, compiled, place
 
 pytestmark = pytest.mark.gpu
@@ -45,10 +45,11 @@ def test_compiled_steps_give_the_losses_of_eager_ones(name: str, mode: bool | st
         torch.manual_seed(0)
         options = {"type": name, "backbone": "resnet18", "num_class": 5, "num_segments": 4, "dropout": 0.0}
         device = torch.device("cuda", 0)
-        net = place(methods.build(**options | METHODS[name]), device, "fp32")
+        built = models.build(**options | METHODS[name])
+        net = place(built, device, "fp32")
         model = compiled(net, setting, device, print)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-        frames = int(net.frames_per_clip)
+        frames = built.frames_per_clip
         clips = torch.randn(4, frames, 64, 64, 3, device=device).permute(0, 4, 1, 2, 3)
         mine = []
         for _ in range(3):
@@ -64,12 +65,11 @@ def test_compiled_steps_give_the_losses_of_eager_ones(name: str, mode: bool | st
 
 
 @pytest.mark.parametrize("layer", [Conv2d(64, 512, 1), Conv3d(64, 8, (3, 1, 1), padding=(1, 0, 0)), Conv3d(8, 64, 1)])
-def test_convolutions_are_torchs_own(layer: nn.Module) -> None:
+def test_convolutions_are_torchs_own(layer: nn.Conv2d | nn.Conv3d) -> None:
     three = isinstance(layer, nn.Conv3d)
     layout = torch.channels_last_3d if three else torch.channels_last
-    torch_layer = (nn.Conv3d if three else nn.Conv2d)(
-        layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding
-    )
+    kind: Any = nn.Conv3d if three else nn.Conv2d
+    torch_layer = kind(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding)
     torch_layer.load_state_dict(layer.state_dict())
     shape = (2, layer.in_channels, 4, 8, 8) if three else (2, layer.in_channels, 8, 8)
     x = torch.randn(shape, device="cuda").contiguous(memory_format=layout)
@@ -80,8 +80,9 @@ def test_convolutions_are_torchs_own(layer: nn.Module) -> None:
 def test_bf16_follows_fp32() -> None:
     torch.manual_seed(0)
     device = torch.device("cuda", 0)
-    net = place(methods.build(type="tsm", backbone="resnet18", num_class=5, num_segments=4), device, "bf16").eval()
-    nn.init.normal_(net.classifier.weight, std=0.1)
+    built = models.build(type="tsm", backbone="resnet18", num_class=5, num_segments=4)
+    net = place(built, device, "bf16").eval()
+    nn.init.normal_(built.classifier.weight, std=0.1)
     clips = torch.randn(2, 4, 64, 64, 3, device=device).permute(0, 4, 1, 2, 3)
     with torch.inference_mode():
         expected = net(clips)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.ranks import run_ranks
 from tests.utils import sync_bn_check as check
@@ -15,7 +18,7 @@ from utils.sync_bn import BnStats, convert
 pytestmark = pytest.mark.gpu
 
 
-def on_gpu(world: World, kind: str, total: int, batch: int) -> dict[str, object]:
+def on_gpu(world: World, kind: str, total: int, batch: int) -> dict[str, Any]:
     """One step over a group of all shards, each rank on a GPU of its own, with the ranks' rows channels-last."""
     shards = ShardPlan(total, batch, world.size, world.rank, total)
     model = convert(nn.Sequential(check.layer(kind)).to(world.device), shards, sync_stats=True)
@@ -29,7 +32,12 @@ def on_gpu(world: World, kind: str, total: int, batch: int) -> dict[str, object]
     bn_stats.after_micro_batch(0)
     bn_stats.after_step()
     assert clips.grad is not None
+    assert isinstance(model, nn.Sequential)
     norm = model[0]
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.weight.grad is not None
     running = torch.cat([norm.running_mean, norm.running_var])
     tensors = {"output": out.detach(), "input_grad": clips.grad, "weight_grad": norm.weight.grad, "running": running}
     return {"rows": rows} | {name: value.cpu() for name, value in tensors.items()}
@@ -41,6 +49,10 @@ def expected(kind: str, total: int, batch: int) -> dict[str, torch.Tensor]:
     x.requires_grad_()
     out = norm(x)
     out.backward(grad)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert x.grad is not None
+    assert norm.weight.grad is not None
     running = torch.cat([norm.running_mean, norm.running_var])
     return {"output": out.detach(), "input_grad": x.grad, "weight_grad": norm.weight.grad, "running": running}
 

@@ -33,7 +33,7 @@ def verb(rank: int, size: int, device_name: str, folder: Path, scale: str) -> in
     device = torch.device(device_name)
     with contextlib.ExitStack() as stack:
         if size > 1:
-            store = td.FileStore(str(folder / "store"), size)
+            store = td.FileStore(str(folder / "store"), size)  # pyright: ignore[reportPrivateImportUsage]
             td.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
             stack.push(dist.leave)
         world = dist.World(rank, size, 0, device, "gloo" if size > 1 else None)

@@ -19,9 +19,13 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "licences.md"
@@ -96,7 +100,7 @@ def needed(extra: str) -> Iterator[str]:
 def licence(name: str) -> str | None:
     """Return the licence of an installed package by its metadata; None if it is not installed."""
     try:
-        about = metadata.metadata(name)
+        about = cast("Message", metadata.metadata(name))  # its protocol lacks `get` before Python 3.12
     except metadata.PackageNotFoundError:
         return None
     expression = about.get("License-Expression")

@@ -257,7 +257,9 @@ def upward(tree: Tree) -> list[str]:
     wrong = []
     for name in tree.names:
         package = package_of(name)
-        for module, line in imports(tree, name) if package else ():
+        if not package:
+            continue
+        for module, line in imports(tree, name):
             other = package_of(tree.modules[module])
             if other and other != package and other not in ALLOWED[package]:
                 wrong.append(f"{name}:{line} -> {module}")

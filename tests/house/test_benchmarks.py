@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from tests.benchmarks import issues
+from tests.benchmarks.training import stop_overhead
 from tests.conftest import ROOT
+from utils.dist import World
 
 
 @pytest.mark.parametrize("issue", issues.ISSUES)
@@ -28,6 +30,13 @@ def test_no_row_is_left_out() -> None:
     modules = sorted({module for module, _ in named if not module.startswith("reliability.")})
     there = {(module, row) for module in modules for row in issues.loaded(module).ROWS}
     assert there - named == {("data.memcached", "client_cpu")}  # a figure of the docs that no issue promised
+
+
+def test_the_price_of_the_stop_agreement_is_measured_on_any_number_of_ranks() -> None:
+    times = stop_overhead.measure(World(), steps=2, seconds=0.0)
+    assert {name: len(seconds) for name, seconds in times.items()} == dict.fromkeys(
+        [name for side in stop_overhead.SIDES for name in (side, f"cpu {side}")], 2
+    )
 
 
 QUICK = {  # module: rows that take seconds and need no network, cluster or media

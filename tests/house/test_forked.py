@@ -70,7 +70,7 @@ WAITS = "import sys, time; print('ready', flush=True); print(sys.stdin.readline(
 @pytest.fixture
 def waiting() -> Iterator[forked.Process]:
     """A process that answers one line and then sleeps."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with forked.Process([sys.executable, "-c", WAITS], text=True, start_new_session=True, **pipes) as process:
         assert process.stdout.readline() == "ready\n"
         yield process

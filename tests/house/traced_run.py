@@ -72,7 +72,7 @@ class Tracer:
         """Return `file:function` of product code; None for the rest."""
         if code not in self.names:
             file = code.co_filename.removeprefix(self.root)
-            name = code.co_qualname
+            name = code.co_qualname  # pyright: ignore[reportAttributeAccessIssue]  of Python 3.11 and later
             is_function = bool(code.co_flags & inspect.CO_OPTIMIZED) and "<" not in code.co_name  # no class, no lambda
             self.names[code] = f"{file}:{name}" if file.startswith(PACKAGES) and is_function else None
         return self.names[code]

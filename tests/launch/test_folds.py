@@ -17,6 +17,7 @@ from anal_tools.evaluate.results import Results
 from anal_tools.report import build
 from launch import __main__ as launch
 from launch import attempts
+from tests.evaluated import summary_of
 from tests.experiment import fingerprint, make
 from tests.slurm.cluster import until
 from utils.errors import UserError
@@ -88,7 +89,7 @@ def test_killed_and_started_again_the_numbers_are_the_same(tmp_path: Path, motio
     assert min(looked) < len(Results.load(calm / "folds/01").ids) <= max(looked)
     assert "differently" not in data["maps"][0]
     table = data["experiments"][0]["folds"]
-    assert [row[1] for row in table["rows"]] == [about["videos"] for about in first.summary["folds"].values()]
+    assert [row[1] for row in table["rows"]] == [about["videos"] for about in summary_of(first)["folds"].values()]
     assert table["mean"][0] == pytest.approx(sum(row[2][0] for row in table["rows"]) / 2, abs=1e-3)
     assert data["experiments"][0]["curves"]["loss_train"], "the mean of the folds"
     assert analyze.main([str(calm)]) == 0

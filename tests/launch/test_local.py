@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def start(folder: Path, ranks: int, *words: str, **env: str) -> subprocess.Popen
     """The launcher in a process of its own, with rank_script.py as the script."""
     argv = [sys.executable, "-c", START, str(SCRIPT), str(ranks), str(folder), *words]
     variables = {"PYTHONPATH": str(ROOT), "SLURM_PROCID": "3", "SLURM_NTASKS": "7", **env}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(argv, env=os.environ | variables, text=True, preexec_fn=at_a_terminal, **pipes)
 
 

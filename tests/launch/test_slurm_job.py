@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,7 +157,8 @@ def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals, 
 
 
 def run(exp: Path, words: list[str], **changes) -> job.RankTask:
-    return job.RankTask(str(exp), words, **({"max_restarts": 10, "max_stalled": 2} | changes))
+    options: dict[str, Any] = {"max_restarts": 10, "max_stalled": 2, **changes}
+    return job.RankTask(str(exp), words, **options)
 
 
 def test_restarts_are_counted_and_limited(tmp_path: Path) -> None:

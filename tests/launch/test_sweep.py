@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,10 +86,10 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(STAND_IN)
     real = subprocess.Popen
 
-    def start(argv: list[str], **options: object) -> subprocess.Popen:
+    def start(argv: list[str], **options: Any) -> subprocess.Popen:
         if argv[1:3] == ["-m", "launch"]:
             argv = [sys.executable, str(program), *argv[3:]]
-        return real(argv, **options)  # pyright: ignore
+        return real(argv, **options)
 
     monkeypatch.setattr(sweep.subprocess, "Popen", start)
     monkeypatch.setenv("RAN", str(ran))

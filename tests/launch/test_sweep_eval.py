@@ -30,7 +30,7 @@ def test_trials_of_an_evaluation_sweep_are_results_of_their_own(
     names = Results.names(exp)
     assert len(names) == 2
     assert all(name.startswith("s1.0.") for name in names)
-    assert sorted(Results.load(exp, name).protocol["average"] for name in names) == ["logit", "prob"]
+    assert sorted(str(Results.load(exp, name).protocol["average"]) for name in names) == ["logit", "prob"]
     capsys.readouterr()
     assert sweep.main(words) == 0
     assert "2 trials (2 done), 0 to run" in capsys.readouterr().out

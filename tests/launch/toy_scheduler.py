@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -69,7 +70,7 @@ def keep(job: str) -> None:
             ranks = [subprocess.Popen(command, cwd=code, env=variables, stdout=output) for variables in envs]
         while any(rank.poll() is None for rank in ranks):
             if end.exists() or again.exists():
-                processes.send([rank.pid for rank in ranks if rank.poll() is None], 15)
+                processes.send([rank.pid for rank in ranks if rank.poll() is None], signal.SIGTERM)
             time.sleep(0.2)
         if not again.exists():
             return

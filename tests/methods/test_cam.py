@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-import methods
 from methods import cam
+from methods.probe import Probe
+from tests import models
 from utils.errors import UserError
 
 STEP = 1e-6  # of a central difference in float64
@@ -105,14 +108,14 @@ def by_one_difference(net: nn.Module, clip: Tensor, number: int, layer: str, cel
 @pytest.mark.parametrize(("kind", "options"), [("tsm", {}), ("slowonly", {}), ("slowfast", {"alpha": 2}), ("tpn", {})])
 def test_grad_cam_of_the_methods_is_its_definition(kind: str, options: dict) -> None:
     torch.manual_seed(0)
-    net = methods.build(type=kind, backbone="resnet18", num_class=3, num_segments=4, **options)
+    net = models.build(type=kind, backbone="resnet18", num_class=3, num_segments=4, **options)
     net, clip = net.double().eval(), clip_of(1, 3, 4, 32, 32)
     layer = cam.choose_layer(net, clip)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     class_map = cam.grad_cam(net, clip, [1], layer).values[0]
     assert min(class_map.shape[-2:]) == 4
-    best = np.unravel_index(int(class_map.argmax()), class_map.shape)
-    for cell in (best, (0, 0, 0), (1, 2, 3)):
+    t, y, x = map(int, np.unravel_index(int(class_map.argmax()), class_map.shape))
+    for cell in ((t, y, x), (0, 0, 0), (1, 2, 3)):
         expected = by_one_difference(net, clip, 1, layer, cell)
         np.testing.assert_allclose(float(class_map[cell]), expected, rtol=1e-3, atol=1e-4 * float(class_map.max()))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
@@ -120,7 +123,7 @@ def test_grad_cam_of_the_methods_is_its_definition(kind: str, options: dict) -> 
 
 
 def test_the_layer_is_the_last_one_with_enough_cells() -> None:
-    net = methods.build(type="tsm", backbone="resnet18", num_class=3, num_segments=2).eval()
+    net = models.build(type="tsm", backbone="resnet18", num_class=3, num_segments=2).eval()
     for side, layer in ((224, "layer4"), (112, "layer4"), (56, "layer3"), (32, "layer2")):
         assert cam.choose_layer(net, torch.zeros(1, 3, 2, side, side)) == f"backbone.{layer}"
 
@@ -128,7 +131,7 @@ def test_the_layer_is_the_last_one_with_enough_cells() -> None:
 @pytest.mark.parametrize("backbone", ["mobilenetv2", "mobileone_s4", "densenet161"])
 def test_small_and_dense_backbones_have_layers(backbone: str) -> None:
     net, clip = (
-        methods.build(type="tsn", backbone=backbone, num_class=3, num_segments=2).eval(),
+        models.build(type="tsn", backbone=backbone, num_class=3, num_segments=2).eval(),
         clip_of(1, 3, 2, 64, 64),
     )
     class_maps = cam.grad_cam(net, clip.float(), [0], cam.choose_layer(net, clip.float()))
@@ -158,10 +161,10 @@ class Recorder(nn.Module):
         return weights
 
 
-def transformer(kind: str, **options: object) -> nn.Module:
+def transformer(kind: str, **options: Any) -> models.Model:
     torch.manual_seed(1)
     small: dict = {"width": 24, "depth": 3, "heads": 2, "patch": 8, "tubelet": 2}
-    net = methods.build(type=kind, backbone="vit3d", num_class=3, num_segments=4, dropout=0.0, **small | options)
+    net = models.build(type=kind, backbone="vit3d", num_class=3, num_segments=4, dropout=0.0, **small | options)
     for parameter in net.parameters():  # far from uniform attention
         parameter.data.mul_(15) if parameter.dim() > 1 else parameter.data.normal_(0, 0.3)
     return net.double()
@@ -203,6 +206,7 @@ def test_rollout_is_the_product_of_the_matrices(kind: str, options: dict, monkey
 
 def test_rollout_of_a_probe_reads_its_best_head() -> None:
     net = transformer("probe", head="attentive", lr_mults=(1.0, 2.0)).eval()
+    assert isinstance(net, Probe)
     net.choose(1)
     shares, logits = cam.attention_rollout(net, clip := clip_of(1, 3, 4, 16, 16))
     assert shares.shape == (2, 2, 2)

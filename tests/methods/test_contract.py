@@ -8,6 +8,7 @@ import importlib
 import inspect
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import methods
 from methods._output import Output
 from networks import BACKBONES
+from tests import models
 from utils import draws
 from utils.config import model_options
 from utils.engine.network import place
@@ -39,14 +41,14 @@ def backbone_of(method: str) -> str:
     """A small network of the kind that the method takes."""
     for name in ("resnet18", "vit3d"):
         with contextlib.suppress(UserError), torch.device("meta"):
-            methods.build(type=method, backbone=name, num_class=K, num_segments=T)
+            models.build(type=method, backbone=name, num_class=K, num_segments=T)
             return name
     raise AssertionError(f"{method} takes none of the small networks")
 
 
-def small(method: str, **options: object) -> nn.Module:
+def small(method: str, **options: Any) -> models.Model:
     torch.manual_seed(0)
-    return methods.build(type=method, backbone=backbone_of(method), num_class=K, num_segments=T, **options)
+    return models.build(type=method, backbone=backbone_of(method), num_class=K, num_segments=T, **options)
 
 
 def clips() -> torch.Tensor:
@@ -101,7 +103,7 @@ def test_clips_become_logits_and_gradients_reach_every_parameter(method: str) ->
 def test_gradients_lie_in_memory_as_the_weights_do(method: str) -> None:
     """Data parallel training averages both in one buffer: other strides cost a copy a step, and PyTorch warns."""
     network = "resnet50" if backbone_of(method) == "resnet18" else backbone_of(method)
-    net = methods.build(type=method, backbone=network, num_class=K, num_segments=T)
+    net = models.build(type=method, backbone=network, num_class=K, num_segments=T)
     net = place(net, torch.device("cpu"), "fp32")
     other = set()
     for name, parameter in ((name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad):
@@ -124,10 +126,11 @@ def test_attributes(method: str) -> None:
 
 def test_state_dict_round_trip(method: str) -> None:
     first = small(method)
-    second = methods.build(type=method, backbone=backbone_of(method), num_class=K, num_segments=T)
+    second = models.build(type=method, backbone=backbone_of(method), num_class=K, num_segments=T)
     first(clips())  # moves the running statistics
     second.load_state_dict(first.state_dict())
-    first.eval(), second.eval()
+    first.eval()
+    second.eval()
     with torch.inference_mode():
         assert torch.equal(first(clips()), second(clips()))
 
@@ -197,7 +200,7 @@ def test_seed_decides_the_weights(method: str) -> None:
 def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     good = {"type": "tsm", "backbone": "resnet18", "num_class": K, "num_segments": T}
     with pytest.raises(UserError, match=message):
-        methods.build(**(good | arguments))
+        models.build(**(good | arguments))
 
 
 def test_config_reads_the_same_names_from_the_source() -> None:
@@ -215,5 +218,5 @@ def test_config_reads_the_same_names_from_the_source() -> None:
 
 
 def test_backbone_options_reach_the_backbone() -> None:
-    model = methods.build(type="tsn", backbone="mobilenetv2", num_class=K, num_segments=T, t=3)
+    model = models.build(type="tsn", backbone="mobilenetv2", num_class=K, num_segments=T, t=3)
     assert model.backbone.features[2].conv[0][0].out_channels == 3 * 16

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-import methods
 from methods._output import Output
+from tests import models
 from utils import optim
 from utils.engine.network import place
 
@@ -40,7 +40,7 @@ def five_losses(case: str) -> list[float]:
     """In float64, without dropout: rounding and the kernels of a machine do not show at 1e-4."""
     torch.manual_seed(0)
     head = {} if "init_scale" in CASES[case] else {"fc_std": 0.1}
-    model = methods.build(**CASES[case], **head, num_class=6, num_segments=4, dropout=0.0)
+    model = models.build(**CASES[case], **head, num_class=6, num_segments=4, dropout=0.0)
     model = place(model, torch.device("cpu"), "fp64")  # in the memory format of training
     sgd = optim.build(model, lr=0.002, momentum=0.9, weight_decay=5e-4, nesterov=True, policy=True)
     generator = torch.Generator().manual_seed(1)

@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import methods
 from methods import interop
 from methods.interop import hf
-from tests import hf_folders
+from tests import hf_folders, models
 from utils.errors import UserError
 
 # Logits of transformers 5.24 (float64) on these folders and `clips`.
@@ -54,7 +53,7 @@ def logits(net: nn.Module, clips: Tensor) -> Tensor:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_logits_of_transformers(case: str, shards: int, clips: Tensor, tmp_path: Path) -> None:
     expected, kind, changes = GOLDEN[case]
-    model = methods.from_pretrained(hf_folders.write(tmp_path / "f", kind, shards=shards, **changes))
+    model = models.from_pretrained(hf_folders.write(tmp_path / "f", kind, shards=shards, **changes))
     torch.testing.assert_close(logits(model, clips)[0], torch.tensor(expected).double(), rtol=0, atol=2e-8)
 
 
@@ -62,20 +61,20 @@ def test_both_spellings_of_the_biases(clips: Tensor, tmp_path: Path) -> None:
     state = hf_folders.tensors("videomae")
     new = {name.replace("q_bias", "query.bias").replace("v_bias", "value.bias"): one for name, one in state.items()}
     bare = {name.removeprefix("videomae."): one for name, one in new.items()}  # of an encoder alone
-    expected = logits(methods.from_pretrained(hf_folders.write(tmp_path / "old", "videomae")), clips)
+    expected = logits(models.from_pretrained(hf_folders.write(tmp_path / "old", "videomae")), clips)
     for name, other in (("new", new), ("bare", bare)):
-        model = methods.from_pretrained(hf_folders.write(tmp_path / name, "videomae", state=other))
+        model = models.from_pretrained(hf_folders.write(tmp_path / name, "videomae", state=other))
         assert torch.equal(logits(model, clips), expected)
     both = state | {"videomae.encoder.layer.0.attention.attention.query.bias": torch.zeros(24)}
     with pytest.raises(UserError, match=r"unexpected: videomae.encoder.layer.0.attention.attention.query.bias"):
-        methods.from_pretrained(hf_folders.write(tmp_path / "both", "videomae", state=both))
+        models.from_pretrained(hf_folders.write(tmp_path / "both", "videomae", state=both))
 
 
 def test_original_videomae_is_the_same_network(clips: Tensor, tmp_path: Path) -> None:
     folder = hf_folders.write(tmp_path / "hf", "videomae")
     state = hf_folders.original_videomae(hf_folders.tensors("videomae"))
     wrapped = {"module": state, "epoch": 3}, {"model": {f"module.{key}": one for key, one in state.items()}}
-    one = methods.from_pretrained(folder)
+    one = models.from_pretrained(folder)
     for number, content in enumerate(wrapped):
         file = tmp_path / f"{number}.pth"
         torch.save(content, file)
@@ -87,8 +86,8 @@ def test_original_videomae_is_the_same_network(clips: Tensor, tmp_path: Path) ->
             },
         )  # fmt: skip
         with pytest.raises(UserError, match=r"it does not show heads; pass it in the call"):
-            methods.from_pretrained(file)
-        other = methods.from_pretrained(file, heads=3, num_segments=4)
+            models.from_pretrained(file)
+        other = models.from_pretrained(file, heads=3, num_segments=4)
         for name, tensor in one.state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name])
         assert {norm.eps for norm in other.modules() if isinstance(norm, nn.LayerNorm)} == {1e-6}
@@ -97,12 +96,12 @@ def test_original_videomae_is_the_same_network(clips: Tensor, tmp_path: Path) ->
 
 
 def test_original_vjepa2_files_are_the_same_network(tmp_path: Path) -> None:
-    model = methods.from_pretrained(hf_folders.write(tmp_path / "hf", "vjepa2"))
+    model = models.from_pretrained(hf_folders.write(tmp_path / "hf", "vjepa2"))
     encoder, probe = hf_folders.original_vjepa2(hf_folders.tensors("vjepa2"))
     torch.save(encoder, tmp_path / "encoder.pt")
     torch.save(probe, tmp_path / "probe.pt")
     options = {"heads": 4, "num_segments": 4, "pooler_layers": 2}
-    alone = methods.from_pretrained(tmp_path / "encoder.pt", 5, **options)
+    alone = models.from_pretrained(tmp_path / "encoder.pt", 5, **options)
     assert "newly initialised: pooler.query_tokens" in alone.pretrained_note
     assert alone.carried.keys() == model.carried.keys()
     assert all(torch.equal(alone.carried[name], one) for name, one in model.carried.items())
@@ -131,10 +130,10 @@ def test_a_giant_probe_needs_to_be_told_its_heads(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"neither the file nor a rule decides pooler_heads \(16 by the authors' recipe, 22"
     ):
-        interop.load_tensors(methods.build(type="vjepa2", **options), state, Path("g.pt"))
+        interop.load_tensors(models.build(type="vjepa2", **options), state, Path("g.pt"))
     for heads in (16, 22):
         report = interop.load_tensors(
-            methods.build(type="vjepa2", **options, pooler_heads=heads), state, Path("g.pt"), strict=False
+            models.build(type="vjepa2", **options, pooler_heads=heads), state, Path("g.pt"), strict=False
         )
         assert "pooler.cross.kv.weight" in report.loaded
 
@@ -144,7 +143,7 @@ def test_later_networks_are_refused_with_the_reason(tmp_path: Path) -> None:
     encoder["target_encoder"]["module.backbone.norms_block.0.weight"] = torch.zeros(48)
     torch.save({"ema_encoder": encoder["target_encoder"]}, tmp_path / "vjepa2_1.pt")
     with pytest.raises(UserError, match=r"vjepa2_1.pt: the file holds V-JEPA 2.1, a different network"):
-        methods.from_pretrained(tmp_path / "vjepa2_1.pt", 5)
+        models.from_pretrained(tmp_path / "vjepa2_1.pt", 5)
 
 
 def test_pre_trained_weights_leave_the_head_new(tmp_path: Path) -> None:
@@ -153,17 +152,17 @@ def test_pre_trained_weights_leave_the_head_new(tmp_path: Path) -> None:
     extra = {"decoder.norm.weight": torch.zeros(3), "mask_token": torch.zeros(1, 1, 3)}
     folder = hf_folders.write(tmp_path / "pre", "videomae", state=encoder | extra, use_mean_pooling=False)
     with pytest.raises(UserError, match="it does not show num_class"):
-        methods.from_pretrained(folder)
-    first = methods.from_pretrained(folder, 7)
+        models.from_pretrained(folder)
+    first = models.from_pretrained(folder, 7)
     assert first.pooling == "first"
-    mean = methods.from_pretrained(folder, 7, pooling="mean")
+    mean = models.from_pretrained(folder, 7, pooling="mean")
     assert "skipped: decoder.norm.weight, mask_token, backbone.norm.weight" in mean.pretrained_note
     assert "newly initialised: fc_norm.weight, fc_norm.bias, classifier.weight" in mean.pretrained_note
     assert torch.equal(mean.backbone.blocks[1].attn.q_bias, first.backbone.blocks[1].attn.q_bias)
 
 
 def test_another_number_of_classes_leaves_the_classifier_new(tmp_path: Path) -> None:
-    model = methods.from_pretrained(hf_folders.write(tmp_path / "f", "vjepa2"), num_class=9)
+    model = models.from_pretrained(hf_folders.write(tmp_path / "f", "vjepa2"), num_class=9)
     assert model.classifier.out_features == 9
     assert "newly initialised: classifier.weight, classifier.bias" in model.pretrained_note
     assert torch.equal(model.pooler.query_tokens, hf_folders.tensors("vjepa2")["pooler.query_tokens"])
@@ -174,12 +173,12 @@ def test_pretrained_of_a_config_is_strict_about_options(tmp_path: Path) -> None:
     arguments = {"type": "videomae", "backbone": "vit3d", "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.5}
     arguments |= {"patch": 8, "num_class": 5, "num_segments": 4}
     with pytest.raises(UserError, match=r"set model.kwargs: \{eps: 1e-12, head_eps: 1e-05\}"):
-        methods.build(**arguments, pretrained=str(folder))
+        models.build(**arguments, pretrained=str(folder))
     with pytest.raises(UserError, match=r"set model.kwargs: \{heads: 3\}"):
-        methods.build(**arguments | {"heads": 4}, eps=1e-12, head_eps=1e-5, pretrained=str(folder))
+        models.build(**arguments | {"heads": 4}, eps=1e-12, head_eps=1e-5, pretrained=str(folder))
     with pytest.raises(UserError, match=r"need pooling: mean, the model has first"):
-        methods.build(**arguments, eps=1e-12, pooling="first", pretrained=str(folder))
-    model = methods.build(**arguments, eps=1e-12, head_eps=1e-5, pretrained=str(folder))
+        models.build(**arguments, eps=1e-12, pooling="first", pretrained=str(folder))
+    model = models.build(**arguments, eps=1e-12, head_eps=1e-5, pretrained=str(folder))
     assert torch.equal(model.classifier.bias, hf_folders.tensors("videomae")["classifier.bias"])
     assert model.pretrained.initial["licence"] == "cc-by-nc-4.0"
 
@@ -193,35 +192,35 @@ def test_a_probe_takes_the_encoder_alone(kind: str, tmp_path: Path) -> None:
         key: one for key, one in arguments.items() if key not in ("type", "head_eps", "pooler_heads", "pooler_layers")
     }
     options |= {"type": "probe", "encoder": kind, "head": "linear"}
-    model = methods.build(**options, pretrained=str(folder))
-    whole = methods.from_pretrained(folder)
+    model = models.build(**options, pretrained=str(folder))
+    whole = models.from_pretrained(folder)
     torch.save({"model": whole.state_dict()}, tmp_path / "ours.pth")
-    again = methods.build(**options, pretrained=str(tmp_path / "ours.pth"))
+    again = models.build(**options, pretrained=str(tmp_path / "ours.pth"))
     for name, tensor in whole.backbone.state_dict().items():
         assert torch.equal(tensor, model.backbone.state_dict()[name])
         assert torch.equal(tensor, again.backbone.state_dict()[name])
     assert "skipped: " in model.pretrained_note
     assert model.pretrained.labels is None
     with pytest.raises(UserError, match=r"set model.kwargs: \{eps: "):
-        methods.build(**options | {"eps": 0.1}, pretrained=str(folder))
+        models.build(**options | {"eps": 0.1}, pretrained=str(folder))
 
 
 def test_a_file_of_a_folder_needs_the_folder(tmp_path: Path) -> None:
     file = hf_folders.write(tmp_path / "f", "videomae") / "model.safetensors"
     with pytest.raises(UserError, match="name its folder, whose config.json does"):
-        methods.from_pretrained(file, heads=3)
+        models.from_pretrained(file, heads=3)
 
 
 def test_our_checkpoint_remembers_its_options(tmp_path: Path) -> None:
-    model = methods.from_pretrained(hf_folders.write(tmp_path / "f", "videomae"))
+    model = models.from_pretrained(hf_folders.write(tmp_path / "f", "videomae"))
     kwargs = {"width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.5, "patch": 8, "eps": 1e-12, "head_eps": 1e-5}
     config = {"model": {"type": "videomae", "backbone": "vit3d", "num_class": 5, "num_segments": 4, "kwargs": kwargs}}
     torch.save({"model": model.state_dict(), "config": config}, tmp_path / "ours.pth.tar")
-    again = methods.from_pretrained(tmp_path / "ours.pth.tar")
+    again = models.from_pretrained(tmp_path / "ours.pth.tar")
     assert all(torch.equal(one, again.state_dict()[name]) for name, one in model.state_dict().items())
     assert again.fc_norm.eps == 1e-5
     with pytest.raises(UserError, match=r"ours.pth.tar does not fit the model: .*set model.kwargs: \{eps: 1e-12\}"):
-        methods.from_pretrained(tmp_path / "ours.pth.tar", eps=1e-6)
+        models.from_pretrained(tmp_path / "ours.pth.tar", eps=1e-6)
 
 
 class _Canary:
@@ -237,18 +236,18 @@ class _Canary:
 def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
     folder = hf_folders.write(tmp_path / "code", "videomae", auto_map={"AutoModel": "modeling.Evil"})
     with pytest.raises(UserError, match="code: auto_map in its config.json asks for code to be run"):
-        methods.from_pretrained(folder)
+        models.from_pretrained(folder)
     folder = hf_folders.write(tmp_path / "brings", "videomae")
     (folder / "modeling.py").write_text("raise SystemExit")
     with pytest.raises(UserError, match=r"it contains code \(modeling.py\)"):
-        methods.from_pretrained(folder)
+        models.from_pretrained(folder)
     folder = hf_folders.write(tmp_path / "pickled", "videomae")
     canary = tmp_path / "CANARY"
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"w": _Canary(canary)}))
-    methods.from_pretrained(folder)  # the safetensors file is read, the other is not looked at
+    models.from_pretrained(folder)  # the safetensors file is read, the other is not looked at
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds no model.safetensors; pytorch_model.bin is not read"):
-        methods.from_pretrained(folder)
+        models.from_pretrained(folder)
     assert not canary.exists()
 
 
@@ -278,7 +277,7 @@ def test_configs_that_contradict_their_tensors(kind: str, changes: dict, message
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=message):
-        methods.from_pretrained(folder)
+        models.from_pretrained(folder)
 
 
 def test_a_deep_network_of_crumbs_is_refused_before_it_is_built(tmp_path: Path) -> None:
@@ -290,7 +289,7 @@ def test_a_deep_network_of_crumbs_is_refused_before_it_is_built(tmp_path: Path) 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1000}))
     with pytest.raises(UserError, match="it does not hold the network that it describes: missing: backbone.blocks.2"):
-        methods.from_pretrained(folder)
+        models.from_pretrained(folder)
 
 
 def test_damaged_folders(tmp_path: Path) -> None:
@@ -307,22 +306,22 @@ def test_damaged_folders(tmp_path: Path) -> None:
     ):
         index.write_text(content)
         with pytest.raises(UserError, match=message):
-            methods.from_pretrained(folder)
+            models.from_pretrained(folder)
     index.write_text(json.dumps(good))
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(UserError, match="holds both model.safetensors and model.safetensors.index.json"):
-        methods.from_pretrained(folder)
+        models.from_pretrained(folder)
     (folder / "config.json").write_bytes(b" " * (9 << 20))
     with pytest.raises(UserError, match=r"config.json: 9,437,184 bytes, and such a file has fewer"):
-        methods.from_pretrained(folder)
+        models.from_pretrained(folder)
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
     with pytest.raises(UserError, match="holds neither ckpt_best.pth.tar"):
-        methods.from_pretrained(folder)
+        models.from_pretrained(folder)
 
 
 def test_nan_is_refused(tmp_path: Path) -> None:
     state = hf_folders.tensors("vjepa2")
     state["pooler.query_tokens"][0, 0, 3] = float("nan")
     with pytest.raises(UserError, match="NaN or infinity in: pooler.query_tokens"):
-        methods.from_pretrained(hf_folders.write(tmp_path / "f", "vjepa2", state=state))
+        models.from_pretrained(hf_folders.write(tmp_path / "f", "vjepa2", state=state))

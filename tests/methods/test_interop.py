@@ -10,17 +10,17 @@ import pickle
 from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import methods
 from methods import interop
-from methods.interop import load_weights, pyslowfast
+from methods.interop import _names, load_weights, pyslowfast
 from networks import BACKBONES
-from tests import parity_entry
+from tests import models, parity_entry
 from utils import weights_file
 from utils.errors import UserError
 
@@ -52,8 +52,8 @@ def parity(shared_data: Path) -> ModuleType:
     spec = importlib.util.spec_from_loader("parity_expand", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    write, loader_sets = False, importlib.machinery.SourceFileLoader.set_data
-    importlib.machinery.SourceFileLoader.set_data = lambda *args, **kwargs: write  # no byte code beside the tool
+    loader_sets = importlib.machinery.SourceFileLoader.set_data
+    importlib.machinery.SourceFileLoader.set_data = lambda *args, **kwargs: None  # no byte code beside the tool
     try:
         loader.exec_module(module)
     finally:
@@ -76,9 +76,9 @@ def test_every_case_is_listed(shared_data: Path) -> None:
     assert {file.stem for file in folder.glob("*.json")} == QUICK | OTHERS
 
 
-def build(method: str = "slowonly", **options: object) -> nn.Module:
+def build(method: str = "slowonly", **options: Any) -> models.Model:
     arguments = {"type": method, "backbone": "resnet18", "num_class": 5, "num_segments": 4}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_caffe2_names(tmp_path: Path) -> None:
     blobs = {"model_iter": np.zeros(1), "conv1_w_momentum": np.zeros(1)}
     names = pyslowfast_names(model)
     for blob in caffe2_blobs(list(names)):
-        theirs = next(iter(interop._names.rename([blob], pyslowfast.CAFFE2).values()))
+        theirs = next(iter(_names.rename([blob], pyslowfast.CAFFE2).values()))
         if theirs in names:
             blobs[blob] = model.state_dict()[names[theirs]].numpy()
     assert len(blobs) - 2 == len(names)
@@ -341,7 +341,7 @@ def caffe2_blobs(names: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_unpickler_reads_arrays_of_every_protocol(tmp_path: Path, protocol: int) -> None:
-    content = OrderedDict(
+    content: OrderedDict[str, Any] = OrderedDict(
         a=np.arange(6, dtype=np.float32).reshape(2, 3),
         fortran=np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         big=np.arange(3, dtype=">i4"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-import methods
 from methods._non_local import MODES, FramesNonLocal, NonLocal
+from tests import models
 from utils.errors import UserError
 
 
@@ -17,6 +19,8 @@ def reference(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
     def project(layer: nn.Module, y: torch.Tensor) -> torch.Tensor:
         if isinstance(layer, nn.Identity):
             return y
+        assert isinstance(layer, nn.Conv3d)
+        assert layer.bias is not None
         return torch.einsum("ncthw,oc->nothw", y, layer.weight[:, :, 0, 0, 0]) + layer.bias.view(1, -1, 1, 1, 1)
 
     def pool(y: torch.Tensor) -> torch.Tensor:
@@ -37,6 +41,8 @@ def reference(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
             f = torch.softmax(f / (theta.shape[1] ** 0.5 if block.scaled else 1.0), 0)
         y[n, :, t, i, j] = sum(f[k] * g[(n, slice(None), *place)] for k, place in enumerate(places))
     z = torch.einsum("ndthw,cd->ncthw", y, block.out.weight[:, :, 0, 0, 0])
+    assert block.bn.running_mean is not None
+    assert block.bn.running_var is not None
     scale = (block.bn.weight / (block.bn.running_var + block.bn.eps).sqrt()).view(1, -1, 1, 1, 1)
     return x + (z - block.bn.running_mean.view(1, -1, 1, 1, 1)) * scale + block.bn.bias.view(1, -1, 1, 1, 1)
 
@@ -47,6 +53,7 @@ def reference(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
 def test_against_the_definition(mode: str, scaled: bool, pool_first: bool, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     block = NonLocal(8, mode, scaled=scaled, pool_first=pool_first).double().eval()
+    assert block.bn.running_mean is not None
     for parameter in (*block.parameters(), block.bn.running_mean):
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, 8, 3, *size, dtype=torch.float64)
@@ -71,9 +78,9 @@ def test_over_the_frames_of_a_2d_network() -> None:
         assert torch.equal(block(x), expected)
 
 
-def build(**options: object) -> nn.Module:
+def build(**options: Any) -> models.Model:
     arguments = {"type": "tsm", "backbone": "resnet50", "num_class": 400, "num_segments": 8}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-import methods
 from methods.tsm import TemporalShift
 from networks.resnet_vd import ResNetVd
+from tests import models
 from utils.errors import UserError
 
 
-def build(method: str, **options: object) -> nn.Module:
+def build(method: str, **options: Any) -> models.Model:
     torch.manual_seed(0)
     arguments = {"type": method, "backbone": "resnet18", "num_class": 5, "num_segments": 4}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 @pytest.mark.parametrize("method", ["pptsn", "pptsm"])

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-import methods
 from methods import fetch
 from networks import BACKBONES
+from tests import models
 from utils import checkpoint, files
 from utils.errors import UserError
 
 
-def build(pretrained: bool | str = False, **options: object) -> nn.Module:
+def build(pretrained: bool | str = False, **options: Any) -> models.Model:
     arguments = {"type": "tsn", "backbone": "resnet18", "num_class": 5, "num_segments": 3, "pretrained": pretrained}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pretrained"
 
 
-def published(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: dict, **how: object) -> Path:
+def published(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: dict, **how: Any) -> Path:
     """Write a published file, whose name carries the first digits of its sha256."""
     torch.save(state, folder / "new", **how)
     file = folder / f"{name}-{files.sha256(folder / 'new')[:8]}.pth"
@@ -44,7 +44,7 @@ def published(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: d
     return file
 
 
-def same_backbone(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+def same_backbone(model: models.Model, state: dict[str, torch.Tensor]) -> bool:
     backbone_state = model.backbone.state_dict()
     return all(torch.equal(backbone_state[key], value) for key, value in state.items() if not key.startswith("fc."))
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-import methods
 import networks
 from methods.probe import Probe
 from methods.videomae import VideoMAE
 from methods.vjepa2 import VJEPA2
+from tests import models
 from utils import draws, optim
 from utils.errors import UserError
 from utils.loss import training_loss
@@ -23,7 +23,7 @@ RATES, DECAYS = (1.0, 0.1), (0.01, 0.8)
 def probe(**options: object) -> Probe:
     torch.manual_seed(0)
     sizes = {"width": 24, "depth": 2, "heads": 2, "patch": 4, "num_class": 5, "num_segments": 4, "pooler_layers": 1}
-    model = methods.build(**{"type": "probe", "backbone": "vit3d", "dropout": 0.3, **sizes, **options}).double()
+    model = models.build(**{"type": "probe", "backbone": "vit3d", "dropout": 0.3, **sizes, **options}).double()
     assert isinstance(model, Probe)
     return model
 
@@ -126,12 +126,12 @@ def test_a_file_that_names_no_head_is_refused() -> None:
 
 def test_weights_of_a_whole_model_fill_the_encoder(tmp_path) -> None:  # noqa: ANN001
     sizes = {"width": 24, "depth": 2, "heads": 2, "patch": 4, "num_segments": 4}
-    source = methods.build(type="videomae", backbone="vit3d", num_class=9, **sizes)
+    source = models.build(type="videomae", backbone="vit3d", num_class=9, **sizes)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     model = probe(encoder="videomae", pretrained=str(tmp_path / "weights.pth")).float()
     expected = source.backbone.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in model.backbone.state_dict().items())
-    assert model.pretrained_note.startswith("frozen encoder: weights from ")
+    assert str(model.pretrained_note).startswith("frozen encoder: weights from ")
 
 
 @pytest.mark.parametrize("head", ["attentive", "linear"])
@@ -139,11 +139,12 @@ def test_a_network_of_images_gives_a_token_for_each_frame(head: str, tmp_path) -
     torch.manual_seed(1)
     image = networks.BACKBONES["mobilenetv2"](num_class=1000)
     torch.save(image.state_dict(), tmp_path / "imagenet.pth")
-    model = methods.build(
+    model = models.build(
         type="probe", backbone="mobilenetv2", encoder="images", head=head, num_class=5, num_segments=4,
         pretrained=str(tmp_path / "imagenet.pth"), pooler_layers=1,
     ).train()  # fmt: skip
     assert model.pretrained_note.startswith("frozen encoder: weights from ")
+    assert isinstance(model, Probe)
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
 
     inputs = torch.randn(2, 3, 4, 32, 32)

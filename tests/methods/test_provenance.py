@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-import methods
 from methods.interop import provenance
-from tests import hf_folders
+from tests import hf_folders, models
 from utils.errors import UserError
 
 CARD = """\
@@ -24,8 +24,8 @@ Compared with networks trained on Kinetics-600. license: apache-2.0
 """
 
 
-def start(folder: Path, **options: object) -> provenance.Start:
-    return methods.from_pretrained(folder, **options).pretrained
+def start(folder: Path, **options: Any) -> provenance.Start:
+    return models.from_pretrained(folder, **options).pretrained
 
 
 def test_the_licence_of_a_card_and_of_a_family(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_the_licence_of_a_card_and_of_a_family(tmp_path: Path) -> None:
 
 def test_a_checkpoint_hands_licence_and_training_data_on(tmp_path: Path) -> None:
     folder = hf_folders.write(tmp_path / "k", "videomae", card=CARD.format(licence="cc-by-nc-4.0"))
-    model = methods.from_pretrained(folder)
+    model = models.from_pretrained(folder)
     config = {"model": {"type": "videomae", "backbone": "vit3d"}}
     content = {"model": model.state_dict(), "config": config, "initial": model.pretrained.initial}
     file = tmp_path / "ours.pth.tar"

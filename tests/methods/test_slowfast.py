@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import methods
 from methods._non_local import NonLocal
 from methods.slowfast import Lateral, slow_frames
-from tests import golden
+from tests import golden, models
 from utils.errors import UserError
 
 MM = {"lateral_norm": False, "slow_index": "strided", "slow_first": False}
 R4X16 = {"alpha": 8, "fusion_kernel": 5}
 
 
-def build(**options: object) -> nn.Module:
+def build(**options: Any) -> models.Model:
     torch.manual_seed(0)
     arguments = {"type": "slowfast", "backbone": "resnet18", "num_class": 5, "num_segments": 8}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-import methods
 from networks import BACKBONES
+from tests import models
 from utils.errors import UserError
 
 
-def build(**options: object) -> nn.Module:
+def build(**options: Any) -> models.Model:
     torch.manual_seed(0)
     arguments = {"type": "slowonly", "backbone": "resnet18", "num_class": 5, "num_segments": 4}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 def count_macs(model: nn.Module, x: torch.Tensor, *, norms: bool = True) -> float:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import methods
 from methods._output import Output
-from methods.tpn import LevelFusion, Neck, TemporalModulation
+from methods.tpn import TPN, LevelFusion, Neck, TemporalModulation
 from methods.tsm import TemporalShift, temporal_shift
+from tests import models
 from utils.errors import UserError
 
 
-def build(**options: object) -> nn.Module:
+def build(**options: Any) -> models.Model:
     torch.manual_seed(0)
     arguments = {"type": "tpn", "backbone": "resnet18", "num_class": 5, "num_segments": 4}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 def clips(frames: int = 4, size: int = 64) -> torch.Tensor:
@@ -88,11 +90,15 @@ def test_shapes_of_the_necks_weights() -> None:
     [((8, 8), 8, (1, 1)), ((16, 32), 32, (2, 1)), ((2, 4), 8, (4, 2)), ((4, 4), 6, (2, 2)), ((1, 1), 3, (3, 3))],
 )
 def test_tempos_of_the_levels(scales: tuple[int, int], frames: int, tempos: tuple[int, int]) -> None:
-    seen = {}
+    seen: dict[int, tuple[int, ...]] = {}
     with torch.device("meta"):
         neck = Neck(128, scales=scales, flow="cascade")
         for level, module in enumerate(neck.temporal_modulation):
-            module.register_forward_hook(lambda m, args, out, level=level: seen.__setitem__(level, tuple(out.shape)))
+
+            def note(_module: nn.Module, _args: object, out: torch.Tensor, level: int = level) -> None:
+                seen[level] = tuple(out.shape)
+
+            module.register_forward_hook(note)
         out = neck(torch.empty(2, 64, frames, 8, 6), torch.empty(2, 128, frames, 4, 3))
     assert seen == {level: (2, 64, tempos[level], 4, 3) for level in (0, 1)}
     assert out.shape == (2, 128, tempos[1], 4, 3)
@@ -165,6 +171,7 @@ def test_weight_0_means_no_auxiliary_head() -> None:
 
 def test_fully_convolutional_test_averages_windows() -> None:
     without, fcn = build().double().eval(), build(fcn_pool=2).double().eval()
+    assert isinstance(without, TPN)
     x = clips(size=96).double()  # the last map is 3x3: four windows of 2x2
     with torch.inference_mode():
         pyramid = without.neck(*without._levels(x))

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-import methods
 from methods import tsm
 from methods.tsm import TemporalPool, TemporalShift, temporal_shift
-from tests import golden
+from tests import golden, models
 from utils.errors import UserError
 
 
-def build(**options: object) -> nn.Module:
+def build(**options: Any) -> models.Model:
     torch.manual_seed(0)
     arguments = {"type": "tsm", "backbone": "resnet18", "num_class": 5, "num_segments": 4}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 def shifted_names(model: nn.Module) -> list[str]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-import methods
+from tests import models
 from utils import draws
 from utils.errors import UserError
 
 K = 5
 
 
-def build(**options: object) -> nn.Module:
+def build(**options: Any) -> models.Model:
     torch.manual_seed(0)
     arguments = {"type": "tsn", "backbone": "resnet18", "num_class": K, "num_segments": 3}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
+
+
+def mean_of(norm: nn.BatchNorm2d) -> torch.Tensor:
+    assert norm.running_mean is not None
+    return norm.running_mean
 
 
 def clips(frames: int = 3) -> torch.Tensor:
@@ -46,7 +53,8 @@ def test_both_orders_of_consensus_agree_in_evaluation_only() -> None:
         first = logits(x)
         torch.manual_seed(3)
         assert not torch.allclose(first, features(x))
-        logits.eval(), features.eval()
+        logits.eval()
+        features.eval()
         features.load_state_dict(logits.state_dict())
         torch.testing.assert_close(logits(x), features(x))
 
@@ -79,14 +87,14 @@ def test_classifier_initialisation() -> None:
 def test_partial_bn_freezes_all_but_the_first() -> None:
     model = build(partial_bn=True)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [norm.running_mean.clone() for norm in norms]
+    before = [mean_of(norm).clone() for norm in norms]
     model.eval()
     model.train()
     model(clips()).sum().backward()
-    assert not torch.equal(norms[0].running_mean, before[0])
+    assert not torch.equal(mean_of(norms[0]), before[0])
     assert norms[0].weight.grad is not None
     for norm, mean in zip(norms[1:], before[1:], strict=True):
-        assert torch.equal(norm.running_mean, mean)
+        assert torch.equal(mean_of(norm), mean)
         assert norm.weight.grad is None
         assert norm.bias.grad is None
     assert all(norm.weight.requires_grad for norm in build().modules() if isinstance(norm, nn.BatchNorm2d))
@@ -128,11 +136,11 @@ def test_unknown_consensus() -> None:
 def test_norm_eval_keeps_the_statistics_and_trains_scale_and_shift(method: str) -> None:
     """MMAction2's norm_eval: in training the network answers as in evaluation, and all its parameters learn."""
     torch.manual_seed(0)
-    model = methods.build(type=method, backbone="resnet18", num_class=5, num_segments=3, dropout=0, norm_eval=True)
+    model = models.build(type=method, backbone="resnet18", num_class=5, num_segments=3, dropout=0, norm_eval=True)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
-        norm.running_mean.normal_()
-    before = [norm.running_mean.clone() for norm in norms]
+        mean_of(norm).normal_()
+    before = [mean_of(norm).clone() for norm in norms]
     model.eval()
     with torch.no_grad():
         expected = model(clips())
@@ -141,6 +149,6 @@ def test_norm_eval_keeps_the_statistics_and_trains_scale_and_shift(method: str) 
     torch.testing.assert_close(outputs, expected)
     outputs.sum().backward()
     for norm, mean in zip(norms, before, strict=True):
-        assert torch.equal(norm.running_mean, mean)
+        assert torch.equal(mean_of(norm), mean)
         assert norm.weight.grad is not None
     assert model.classifier.training

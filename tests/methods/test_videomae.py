@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
 
-import methods
 from methods.macs import count_macs, count_parameters
+from tests import models
 from utils.errors import UserError
 
 PARAMETERS = {"small": 22_033_936, "base": 86_534_800, "large": 304_270_736, "huge": 632_119_440}
 GMACS = {"small": 56.9, "base": 180.3, "large": 596.8}  # 16 x 224 x 224, Tong et al. 2022 and MMAction2
 
 
-def published(size: str, **options: object) -> nn.Module:
+def published(size: str, **options: Any) -> models.Model:
     with torch.device("meta"):
-        return methods.build(type="videomae", backbone=f"vit3d_{size}", num_class=400, num_segments=16, **options)
+        return models.build(type="videomae", backbone=f"vit3d_{size}", num_class=400, num_segments=16, **options)
 
 
-def small(**options: object) -> nn.Module:
+def small(**options: Any) -> models.Model:
     torch.manual_seed(0)
     sizes = {"width": 24, "depth": 2, "heads": 2, "patch": 4, "num_class": 5, "num_segments": 4, "dropout": 0.0}
-    return methods.build(**{"type": "videomae", "backbone": "vit3d", **sizes, **options}).double()
+    return models.build(**{"type": "videomae", "backbone": "vit3d", **sizes, **options}).double()
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
@@ -88,4 +89,4 @@ def test_init_scale_is_a_factor_of_the_head() -> None:
 def test_wrong_arguments_are_named(options: dict[str, object], message: str) -> None:
     good = {"type": "videomae", "backbone": "vit3d_small", "num_class": 5, "num_segments": 4}
     with pytest.raises(UserError, match=message), torch.device("meta"):
-        methods.build(**(good | options))
+        models.build(**(good | options))

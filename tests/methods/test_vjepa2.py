@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-import methods
 from methods.macs import count_macs, count_parameters
 from methods.vjepa2 import AttentivePooler
+from tests import models
 from utils.errors import UserError
 
 # encoder, pooler, classifier of 174 classes
@@ -21,15 +22,15 @@ PARAMETERS = {
 }
 
 
-def published(size: str) -> nn.Module:
+def published(size: str) -> models.Model:
     with torch.device("meta"):
-        return methods.build(type="vjepa2", backbone=f"vit3d_{size}", num_class=174, num_segments=16)
+        return models.build(type="vjepa2", backbone=f"vit3d_{size}", num_class=174, num_segments=16)
 
 
-def small(**options: object) -> nn.Module:
+def small(**options: Any) -> models.Model:
     torch.manual_seed(0)
     sizes = {"width": 24, "depth": 2, "heads": 2, "patch": 4, "num_class": 5, "num_segments": 4, "dropout": 0.0}
-    return methods.build(**{"type": "vjepa2", "backbone": "vit3d", **sizes, **options}).double()
+    return models.build(**{"type": "vjepa2", "backbone": "vit3d", **sizes, **options}).double()
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
@@ -99,4 +100,4 @@ def test_options_that_change_no_tensor_are_named() -> None:
 def test_wrong_arguments_are_named(options: dict[str, object], message: str) -> None:
     good = {"type": "vjepa2", "backbone": "vit3d", "num_class": 5, "num_segments": 4}
     with pytest.raises(UserError, match=message):
-        methods.build(**(good | options))
+        models.build(**(good | options))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -102,7 +104,8 @@ def test_mobilenet_key_names() -> None:
 def test_mobilenet_t_acts_on_the_first_block_of_each_later_stage() -> None:
     model = BACKBONES["mobilenetv2"](t=3)
     blocks = [m for m in model.modules() if isinstance(m, InvertedResidual)]
-    ratios = [b.conv[-2].in_channels // b.conv[0][0].in_channels for b in blocks]
+    convs: list[Any] = [block.conv for block in blocks]
+    ratios = [conv[-2].in_channels // conv[0][0].in_channels for conv in convs]
     assert ratios == [1, 3, 6, 3, 6, 6, 3, 6, 6, 6, 3, 6, 6, 3, 6, 6, 3]
     assert not [m for m in BACKBONES["mobilenetv2"](t=1).modules() if isinstance(m, InvertedResidual)][1].expands
     with pytest.raises(ValueError, match="at least 1"):
@@ -148,9 +151,10 @@ def test_same_numbers_as_torchvision(name: str) -> None:
 def test_the_branches_of_mobileone_are_one_convolution() -> None:
     """A convolution, a 1x1 convolution and the identity, each with its BN, are one convolution with a bias."""
     torch.manual_seed(0)
-    unit = Unit(8, 8, 3, groups=8).double().eval()
+    unit: Any = Unit(8, 8, 3, groups=8).double().eval()
     for norm in (module for module in unit.modules() if isinstance(module, nn.BatchNorm2d)):
         for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert tensor is not None
             nn.init.uniform_(tensor, 0.5, 1.5)
     kernel, bias = torch.zeros(8, 1, 3, 3).double(), torch.zeros(8).double()
     centre = torch.zeros(8, 1, 3, 3).double()

@@ -14,6 +14,12 @@ def temporal_kernels(network: nn.Module, prefix: str = "") -> list[int]:
     return [m.kernel_size[0] for n, m in network.named_modules() if isinstance(m, nn.Conv3d) and n.startswith(prefix)]
 
 
+def temporal_extent(network: nn.Module, layer: str) -> int:
+    conv = network.get_submodule(layer)
+    assert isinstance(conv, nn.Conv3d)
+    return conv.kernel_size[0]
+
+
 def test_temporal_kernels_of_slow_and_fast() -> None:
     with torch.device("meta"):
         slow, fast = ResNet3d("resnet50"), ResNet3d("resnet50", width=8, kernels=KERNELS_FAST)
@@ -24,7 +30,7 @@ def test_temporal_kernels_of_slow_and_fast() -> None:
         assert first == [(3, 1, 1)] * depth
         assert sorted(temporal_kernels(slow, layer))[:-depth] == [1] * (2 * depth + 1)
     assert temporal_kernels(fast, "conv1") == [5]
-    assert [fast.get_submodule(f"layer{i}.0.conv1").kernel_size[0] for i in range(1, 5)] == [3, 3, 3, 3]
+    assert [temporal_extent(fast, f"layer{i}.0.conv1") for i in range(1, 5)] == [3, 3, 3, 3]
     assert fast.out_channels == (8, 32, 64, 128, 256)
     assert slow.out_channels == (64, 256, 512, 1024, 2048)
 
@@ -32,9 +38,9 @@ def test_temporal_kernels_of_slow_and_fast() -> None:
 def test_temporal_extent_of_res4_can_be_limited() -> None:
     with torch.device("meta"):
         network = ResNet3d("resnet101", res4_temporal_blocks=6)
-    kernels = [network.get_submodule(f"layer3.{i}.conv1").kernel_size[0] for i in range(23)]
+    kernels = [temporal_extent(network, f"layer3.{i}.conv1") for i in range(23)]
     assert kernels == [3] * 6 + [1] * 17
-    assert [network.get_submodule(f"layer4.{i}.conv1").kernel_size[0] for i in range(3)] == [3, 3, 3]
+    assert [temporal_extent(network, f"layer4.{i}.conv1") for i in range(3)] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("layout", ["resnet18", "resnet50"])
@@ -84,6 +90,8 @@ def test_inflated_network_answers_a_constant_clip_like_the_2d_network() -> None:
     flat = BACKBONES["resnet50"]().double().eval()
     for module in flat.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.normal_(module.running_mean, std=0.1)
     network = ResNet3d("resnet50").double().eval()

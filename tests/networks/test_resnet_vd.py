@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +16,7 @@ from networks.resnet_vd import ResNetVd, resnet18_vd, resnet34_vd, resnet50_vd, 
     ("build", "params"),
     [(resnet18_vd, 11_400_944), (resnet34_vd, 21_509_104), (resnet50_vd, 24_346_864), (resnet101_vd, 43_338_992)],
 )
-def test_published_parameter_counts(build: type[ResNetVd], params: int) -> None:
+def test_published_parameter_counts(build: Callable[..., ResNetVd], params: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in build(num_class=400).parameters()) == params
 
@@ -44,16 +47,20 @@ def reference_shortcut(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 5)])
 def test_shortcut_against_its_definition(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    shortcut = resnet18_vd().layer2[0].downsample.double().eval()
+    shortcut = resnet18_vd().layer2.get_submodule("0.downsample").double().eval()
+    assert isinstance(shortcut, nn.Sequential)
+    conv, norm = shortcut[1], shortcut[2]
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     x = torch.randn(2, 64, *size, dtype=torch.float64)
-    expected = reference_shortcut(x, shortcut[1].weight) / (1 + shortcut[2].eps) ** 0.5
+    expected = reference_shortcut(x, conv.weight) / (1 + norm.eps) ** 0.5
     with torch.no_grad():
         torch.testing.assert_close(shortcut(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_stage_1_has_no_pooling_and_other_strides_are_kept() -> None:
     with torch.device("meta"):
-        network = resnet50_vd()
+        network: Any = resnet50_vd()
     assert isinstance(network.layer1[0].downsample[0], nn.Identity)
     for stage in (network.layer2, network.layer3, network.layer4):
         assert stage[0].downsample[1].stride == (1, 1)
@@ -62,7 +69,7 @@ def test_stage_1_has_no_pooling_and_other_strides_are_kept() -> None:
 
 
 @pytest.mark.parametrize(("activation", "kind"), [("relu", nn.ReLU), ("leaky_relu", nn.LeakyReLU)])
-def test_activation_is_the_same_everywhere(activation: str, kind: type[nn.Module]) -> None:
+def test_activation_is_the_same_everywhere(activation: Literal["relu", "leaky_relu"], kind: type[nn.Module]) -> None:
     with torch.device("meta"):
         network = resnet50_vd(activation=activation)
     activations = [m for m in network.modules() if isinstance(m, nn.ReLU | nn.LeakyReLU)]
@@ -73,4 +80,4 @@ def test_activation_is_the_same_everywhere(activation: str, kind: type[nn.Module
 
 def test_unknown_activation() -> None:
     with pytest.raises(ValueError, match="activation is 'gelu'"):
-        resnet18_vd(activation="gelu")
+        resnet18_vd(activation="gelu")  # pyright: ignore[reportArgumentType]

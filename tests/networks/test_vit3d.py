@@ -34,9 +34,11 @@ def test_patches_are_those_of_a_strided_convolution() -> None:
     for given in (x, x.contiguous(memory_format=torch.channels_last_3d)):
         tokens, expected = ours(given), peer(x).flatten(2).transpose(1, 2)
         torch.testing.assert_close(tokens, expected, rtol=1e-12, atol=1e-12)
-        tokens.square().sum().backward(), expected.square().sum().backward()
+        tokens.square().sum().backward()
+        expected.square().sum().backward()
         torch.testing.assert_close(ours.weight.grad, peer.weight.grad, rtol=1e-12, atol=1e-12)
-        ours.zero_grad(), peer.zero_grad()
+        ours.zero_grad()
+        peer.zero_grad()
 
 
 @pytest.mark.parametrize(("shape", "message"), [((3, 8, 8), "T = 3; .* multiple of 2"), ((4, 8, 10), "W = 10; .* 4")])
@@ -141,7 +143,8 @@ def test_drop_path_rises_linearly_and_drops_whole_clips() -> None:
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert [getattr(block.drop_path2, "p", 0.0) for block in net.blocks] == rates
     assert not any(isinstance(module, Dropout) and not isinstance(module, DropPath) for module in net.modules())
-    block = draws.prepare(insert_drops(small(depth=2), drop_path=0.99, attention_dropout=0.0)).blocks[1]
+    deep = draws.prepare(insert_drops(small(depth=2), drop_path=0.99, attention_dropout=0.0))
+    block = deep.get_submodule("blocks.1")
     x = torch.randn(2, 3, 24).double()
     with draws.rng_scope(0, 0, (0, 1), 1):
         assert torch.equal(block(x), x)  # both clips, both branches
@@ -158,7 +161,11 @@ def gradients(*, elsewhere: bool, **options: object) -> list[Tensor]:
         thread.join()
     else:
         loss.backward()
-    return [parameter.grad for parameter in net.parameters()]
+    grads = []
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        grads.append(parameter.grad)
+    return grads
 
 
 @pytest.mark.parametrize("positions", ["sinusoid", "rotary"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.ranks import run_ranks
 from utils.dist import World
@@ -31,12 +32,14 @@ def data(kind: str, total: int, batch: int, step: int) -> tuple[torch.Tensor, to
     return x * torch.linspace(0.5, 3, CHANNELS).double().view(axes) + torch.arange(CHANNELS).double().view(axes), grad
 
 
-def layer(kind: str) -> nn.Module:
+def layer(kind: str) -> nn.BatchNorm2d | nn.BatchNorm3d:
     """A batch norm with parameters and running statistics that are not 0 and 1."""
     norm = LAYERS[kind](CHANNELS, eps=1e-4, momentum=0.2, dtype=torch.float64)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(0.5, 1.5, CHANNELS))
         norm.bias.copy_(torch.linspace(-1, 1, CHANNELS))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.running_mean.fill_(0.3)
         norm.running_var.fill_(2.0)
     return norm
@@ -68,7 +71,12 @@ def ours(
         bn_stats.after_step()
     groups = bn_stats.group_state()
     bn_stats.for_evaluation()
+    assert isinstance(model, nn.Sequential)
     norm = model[0]
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
     return {
         "output": outputs,
         "input_grad": input_grads,
@@ -80,11 +88,11 @@ def ours(
     }
 
 
-def reference(kind: str, total: int, batch: int, group: int) -> list[dict[str, torch.Tensor]]:
+def reference(kind: str, total: int, batch: int, group: int) -> list[dict[str, Any]]:
     """The same with torch's BatchNorm, one for each group, on the group's concatenated batch."""
     results_of = []
     for number in range(total // group):
-        norm = layer(kind)
+        norm, out, clips = layer(kind), None, None
         rows = slice(number * group * batch, (number + 1) * group * batch)
         for step in range(STEPS):
             norm.zero_grad()
@@ -92,6 +100,10 @@ def reference(kind: str, total: int, batch: int, group: int) -> list[dict[str, t
             clips = x[rows].requires_grad_()
             out = norm(clips)
             out.backward(grad[rows])
+        assert out is not None
+        assert clips is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         running = torch.cat([norm.running_mean, norm.running_var])
         results_of.append({
             "output": out.detach(), "input_grad": clips.grad,
@@ -119,12 +131,13 @@ def differences(
         by_shard = {shard: value for rank in got for shard, value in rank[name].items()}
         assert sorted(by_shard) == list(range(total))
         compare(name, torch.cat([by_shard[s] for s in range(total)]), torch.cat([w[name] for w in expected]))
+    zero = torch.zeros((), dtype=torch.float64)
     for name in ("weight_grad", "bias_grad"):
         by_shard = {shard: value for rank in got for shard, value in rank[name].items()}
         if len(by_shard) == total:  # one micro-batch per rank: gradients can be told apart by group
             parts = torch.stack([by_shard[s] for s in range(total)]).view(total // group, group, -1).sum(1)
             compare(name, parts, torch.stack([w[name] for w in expected]))
-        compare(name, sum(by_shard.values()), sum(w[name] for w in expected))
+        compare(name, sum(by_shard.values(), zero), sum((w[name] for w in expected), zero))
     mean = torch.stack([w["running"] for w in expected]).mean(0)  # linear: the mean of runs is the run of means
     for rank in got:
         compare("running", rank["running"], mean if sync_stats else expected[0]["running"])

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -114,7 +115,7 @@ def test_off_is_none_in_every_spelling(tmp_path: Path) -> None:
 def test_nothing_mutates_a_config(tmp_path: Path) -> None:
     cfg = config.load(write(tmp_path))
     with pytest.raises(ValidationError):
-        cfg.batch_size = 9  # type: ignore[misc]
+        cfg.batch_size = 9
 
 
 # ---------------------------------------------------------------- --set
@@ -474,7 +475,7 @@ def test_a_new_method_file_needs_no_other_edit(tmp_path: Path) -> None:
 
 def test_a_config_of_an_earlier_version_gets_the_defaults_of_later_keys(repo_root: Path) -> None:
     full = config.to_dict(config.load(repo_root / "exps/demo_exps/tsm_resnet18/motion8"))
-    old = {key: dict(value) if isinstance(value, dict) else value for key, value in full.items()}
+    old: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in full.items()}
     del old["data"]["missing_share"], old["distill"], old["clip_grad"]
     assert config.with_defaults(old) == full
     assert "distill" not in old, "the argument is left alone"

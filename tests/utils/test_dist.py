@@ -37,7 +37,7 @@ def collectives(world: World) -> dict[str, object]:
     handle = world.sum_async(torch.full((1000,), float(world.rank), dtype=torch.float64))
     sent = world.broadcast_(torch.full((3,), float(world.rank)), src=world.size - 1)
     world.barrier()
-    wishes = [world.any(world.rank == 1), world.any(False)]
+    wishes: list[object] = [world.any(world.rank == 1), world.any(False)]
     ran: list[int] = []
     world.on_main(lambda: ran.append(world.rank))
     try:
@@ -215,7 +215,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def slurm_ranks(ranks: list[int], size: int, port: int, seconds: float) -> list[tuple[int, str]]:
+def slurm_ranks(ranks: list[int], size: int, port: int, seconds: float) -> list[tuple[int | None, str]]:
     """Ranks as srun starts them, rank 0 holding the store: (exit code, output) of each."""
     code = (
         "from utils import dist; w = dist.join(); w.sum_(__import__('torch').ones(1)); print('joined', w); dist.leave()"

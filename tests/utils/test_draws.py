@@ -14,8 +14,10 @@ from utils.draws import Dropout, DropPath
 from utils.shards import ShardPlan
 
 
-def model(p: float = 0.5) -> nn.Module:
-    return draws.prepare(nn.Sequential(Dropout(p), nn.Identity(), Dropout(p)))
+def model(p: float = 0.5) -> nn.Sequential:
+    net = draws.prepare(nn.Sequential(Dropout(p), nn.Identity(), Dropout(p)))
+    assert isinstance(net, nn.Sequential)
+    return net
 
 
 def masks(world: int, group: int, rows_per_clip: int = 1, step: int = 3, seed: int = 9) -> list[torch.Tensor]:

@@ -55,6 +55,7 @@ def test_only_old_leftovers_go(tmp_path: Path) -> None:
     young, old = tmp_path / "young.tmp", tmp_path / "old.tmp"
     for file in (young, old):
         file.touch()
-    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
     files.remove_old([*tmp_path.glob("*.tmp"), tmp_path / "gone"])
     assert list(tmp_path.iterdir()) == [young]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ def test_bce_equals_its_closed_form(smooth: float, lam: float) -> None:
 def test_bce_takes_one_label_per_clip_too() -> None:
     logits, labels = torch.randn(4, 5), torch.tensor([0, 3, 2, 4])
     one_hot = functional.one_hot(labels, 5).float()
-    for options in ({}, {"label_smooth": 0.1, "lam": 0.3}):
+    both: tuple[dict[str, Any], ...] = ({}, {"label_smooth": 0.1, "lam": 0.3})
+    for options in both:
         values = [classification_loss(logits, target, kind="bce", **options) for target in (labels, one_hot)]
         assert torch.equal(values[0], values[1])
     expected = functional.binary_cross_entropy_with_logits(logits, one_hot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -155,12 +156,14 @@ def test_the_scaling_remark_names_rates_and_changes_nothing() -> None:
 
 def test_a_warm_up_by_epoch_is_that_of_mmaction2_1() -> None:
     """mmengine's LinearLR of 5 epochs from 0.1: rates .1, .325, .55, .775 and 1 of the peak, each for an epoch."""
-    schedule = {"type": "STEP", "base_lr": 0.002, "warmup_lr": 0.02, "warmup_steps": 40, "max_iter": 500}
+    schedule: dict[str, Any] = {
+        "type": "STEP", "base_lr": 0.002, "warmup_lr": 0.02, "warmup_steps": 40, "max_iter": 500,
+    }  # fmt: skip
     schedule |= {"lr_steps": [250], "lr_mults": [0.1], "warmup_epoch_iters": 10.0}
     expected = [0.02 * (0.1 + 0.9 * min(step // 10, 4) / 4) for step in range(60)]
     assert [lr_at(step, **schedule) for step in range(60)] == pytest.approx(expected, rel=1e-12)
     assert lr_at(250, **schedule) == pytest.approx(0.002)
-    by_iteration = schedule | {"warmup_epoch_iters": None}
+    by_iteration = {**schedule, "warmup_epoch_iters": None}
     assert lr_at(15, **by_iteration) == pytest.approx(0.02 * (0.1 + 0.9 * 15 / 40))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def test_partner_and_odd_batches() -> None:
 
 # ---------------------------------------------------------------- CutMix, and the switch between both
 
-RECIPE = {"mix_up": 0.8, "cutmix": 1.0, "switch": 0.5, "side": 32}
+RECIPE: dict[str, Any] = {"mix_up": 0.8, "cutmix": 1.0, "switch": 0.5, "side": 32}
 STEPS = 10_000
 
 
@@ -65,16 +67,16 @@ def test_draws_are_functions_of_seed_and_step() -> None:
     assert both == [mixup.draw(7, step, **RECIPE) for step in range(200)]
     assert both != [mixup.draw(8, step, **RECIPE) for step in range(200)]
     for step, mix in enumerate(both):
-        alone = RECIPE | ({"cutmix": None} if mix.box is None else {"mix_up": None})
+        alone = {**RECIPE, "cutmix" if mix.box is None else "mix_up": None}
         assert mixup.draw(7, step, **alone) == mix
         if mix.box is None:
             assert mix.lam == draws.beta(7, step, 0.8)
-    assert mixup.draw(7, 3, **RECIPE | {"mix_up": None, "cutmix": None}) == mixup.Mix()
+    assert mixup.draw(7, 3, **{**RECIPE, "mix_up": None, "cutmix": None}) == mixup.Mix()
 
 
 def test_lam_is_the_share_of_own_pixels() -> None:
     for step in range(300):
-        mix = mixup.draw(1, step, **RECIPE | {"mix_up": None})
+        mix = mixup.draw(1, step, **{**RECIPE, "mix_up": None})
         clips = torch.zeros(2, 1, 1, 32, 32, dtype=torch.float64)
         clips[1] = 1
         assert mix.lam == 1 - mixup.apply(clips, mix)[0].mean().item()
@@ -84,7 +86,7 @@ def test_lam_is_the_share_of_own_pixels() -> None:
 
 @pytest.mark.parametrize("switch", [0.0, 0.3, 0.5, 1.0])
 def test_odds_of_the_switch(switch: float) -> None:
-    cuts = sum(mixup.draw(0, step, **RECIPE | {"switch": switch}).box is not None for step in range(STEPS))
+    cuts = sum(mixup.draw(0, step, **{**RECIPE, "switch": switch}).box is not None for step in range(STEPS))
     assert within_three_sigma(cuts, STEPS, switch)
 
 

@@ -35,7 +35,7 @@ class Small(nn.Module):
         return self.classifier(self.deep(x).mean(2))
 
 
-def groups(model: nn.Module, **options: object) -> dict[str, tuple[float, float, set[str]]]:
+def groups(model: nn.Module, **options: Any) -> dict[str, tuple[float, float, set[str]]]:
     """{group: (lr multiplier, weight decay, names of its parameters)}."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     sgd = optim.build(model, **COMMON, **options)
@@ -155,7 +155,7 @@ def test_resume_goes_on_exactly_and_keeps_the_memory_format() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 
-    def steps(model: nn.Module, sgd: torch.optim.SGD, count: int) -> None:
+    def steps(model: nn.Module, sgd: torch.optim.Optimizer, count: int) -> None:
         for _ in range(count):
             sgd.zero_grad(set_to_none=True)
             model(x).square().mean().backward()
@@ -164,7 +164,8 @@ def test_resume_goes_on_exactly_and_keeps_the_memory_format() -> None:
     model = Small().double()
     sgd = optim.build(model, **COMMON, policy=True)
     steps(model, sgd, 2)
-    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    contiguous: Any = copy.deepcopy(model)  # torch does not declare `memory_format` alone
+    other = contiguous.to(memory_format=torch.channels_last)
     resumed = optim.build(other, **COMMON, policy=True)
     resumed.load_state_dict(copy.deepcopy(sgd.state_dict()))
     for parameter, state in resumed.state.items():

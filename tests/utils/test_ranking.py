@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ def test_average_precision_against_scikit_learn() -> None:
     from sklearn.metrics import average_precision_score
 
     scores, targets = random_data()
+    each: Any = None  # scikit-learn annotates texts only
     for values in (scores, np.round(scores, 1)):  # the second is full of ties
         ours = ranking.average_precision(values, targets)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the class without a video
-            theirs = average_precision_score(targets, values, average=None)
+            theirs = np.asarray(average_precision_score(targets, values, average=each))
         seen = targets.any(0)
         np.testing.assert_allclose(ours[seen], theirs[seen], atol=1e-9)
         assert np.isnan(ours[3])

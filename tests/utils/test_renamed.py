@@ -17,6 +17,7 @@ from launch import attempts
 from launch.grid import Sweep
 from tests.experiment import make
 from utils import config, renamed
+from utils.config import schema
 from utils.errors import UserError
 
 
@@ -56,7 +57,7 @@ def test_both_names_at_once_are_refused(exp: Path) -> None:
 
 
 def test_every_new_name_exists() -> None:
-    keys = {key for key, _ in config.schema.leaves()}
+    keys = {key for key, _ in schema.leaves()}
     assert {*renamed.CONFIG_KEYS.values(), *renamed.CONFIG_VALUES} <= keys
     assert not keys & set(renamed.CONFIG_KEYS)
 

@@ -33,7 +33,8 @@ def plant(exp: Path, *, silent: float = 0.0, **fields: object) -> Path:
     path = exp / "jobs/lock.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record))
-    os.utime(path, (time.time() - silent,) * 2)
+    written = time.time() - silent
+    os.utime(path, (written, written))
     return path
 
 
@@ -79,7 +80,8 @@ def test_lock_that_cannot_be_understood(exp: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match="in use by process"):
         RunDir.open(exp)
-    os.utime(path, (time.time() - 400,) * 2)
+    written = time.time() - 400
+    os.utime(path, (written, written))
     RunDir.open(exp).close()
 
 

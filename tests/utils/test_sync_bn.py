@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def clips(step: int, rows: int, dtype: torch.dtype = torch.float64) -> torch.Ten
 # What the ranks run.
 
 
-def several_steps(world: World, group: int, sync_stats: bool, total: int = 4) -> dict[str, object]:
+def several_steps(world: World, group: int, sync_stats: bool, total: int = 4) -> dict[str, Any]:
     """A few steps of SGD under DDP, V shards of 2 clips: final weights, statistics, last outputs by shard."""
     shards = ShardPlan(total, 2, world.size, world.rank, group)
     model = convert(net(), shards, sync_stats=sync_stats)
@@ -63,7 +64,8 @@ def several_steps(world: World, group: int, sync_stats: bool, total: int = 4) ->
 def large_mean(world: World) -> torch.Tensor:
     x = torch.randn(4096, 2, generator=torch.Generator().manual_seed(0)) + 1e4
     shards = ShardPlan(2, 2048, world.size, world.rank, 2)
-    norm = convert(nn.Sequential(nn.BatchNorm1d(2)), shards, sync_stats=True)[0]
+    model: Any = convert(nn.Sequential(nn.BatchNorm1d(2)), shards, sync_stats=True)
+    norm = model[0]
     out = norm(x[world.rank * 2048 : (world.rank + 1) * 2048])
     return torch.stack([norm.batch_var.double(), x.double().var(0), out.double().var(0)])
 
@@ -71,7 +73,7 @@ def large_mean(world: World) -> torch.Tensor:
 def bfloat16(world: World) -> list[object]:
     """Under autocast, and without an input gradient: dtypes, and how far the statistics are from float32's."""
     shards = ShardPlan(2, 8, world.size, world.rank, 2)
-    model = convert(net(torch.float32), shards, sync_stats=True)
+    model: Any = convert(net(torch.float32), shards, sync_stats=True)
     x = clips(0, 16, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model[1](model[0](x[8 * world.rank :][:8]))
@@ -93,11 +95,11 @@ LAYOUTS = {
 TRAININGS = [(4, True), (2, False)]  # (n, bn_sync_stats)
 
 
-def everything(world: World, folder: str) -> dict[str, object]:
+def everything(world: World, folder: str) -> dict[str, Any]:
     """All that the tests below need of these ranks, in one start."""
     arguments = {"kind": "2d", "batch": 3}
     layouts = [check.ours(world, total=v, group=n, sync_stats=s, **arguments) for v, n, s in LAYOUTS[world.size]]
-    results_of = {"layouts": layouts, "trainings": [several_steps(world, n, s) for n, s in TRAININGS]}
+    results_of: dict[str, Any] = {"layouts": layouts, "trainings": [several_steps(world, n, s) for n, s in TRAININGS]}
     if world.size == 2:
         results_of |= {"large_mean": large_mean(world), "bfloat16": bfloat16(world)}
         case = {"total": 4, "group": 2, "sync_stats": False, **arguments}
@@ -243,7 +245,7 @@ def test_layers_in_eval_mode_keep_their_running_statistics(sync_stats: bool) -> 
     shards = ShardPlan(2, 2)
     model = convert(net(), shards, sync_stats=sync_stats)
     bn_stats = BnStats(model, shards, ONE)
-    model[4].eval()
+    model.get_submodule("4").eval()
     before = copy.deepcopy(model.state_dict())
     for index in (0, 1):
         model(clips(index, 2))
@@ -262,12 +264,14 @@ def test_loading_reaches_the_flat_statistics_and_moving_the_model_is_noticed() -
     state = {key: torch.full_like(value, 7) for key, value in model.state_dict().items()}
     model.load_state_dict(state)
     bn_stats.load_group_state(None)
-    assert torch.equal(bn_stats.group_state(), torch.full((2, 20), 7.0, dtype=torch.float64))
+    groups = bn_stats.group_state()
+    assert groups is not None
+    assert torch.equal(groups, torch.full((2, 20), 7.0, dtype=torch.float64))
     model.to("cpu", torch.float64)  # changes nothing
     model(clips(0, 2))
     bn_stats.after_micro_batch(0)
     bn_stats.after_step()
-    assert int(model[1].num_batches_tracked) == 8
+    assert int(model.get_buffer("1.num_batches_tracked")) == 8
     model.float()
     with pytest.raises(RuntimeError, match="after BnStats was built"):
         bn_stats.after_step()

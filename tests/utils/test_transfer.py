@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from utils import transfer
@@ -22,7 +24,8 @@ def test_a_collective_is_waited_for() -> None:
         def wait(self) -> None:
             waited.append(True)
 
-    readback = transfer.Readback(torch.ones(1), Work())  # type: ignore[arg-type]
+    work: Any = Work()
+    readback = transfer.Readback(torch.ones(1), work)
     assert waited == []
     readback.read()
     assert waited == [True]

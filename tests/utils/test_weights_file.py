@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-import methods
 from anal_tools.evaluate import network
 from anal_tools.predict import predictor
 from methods import fetch, interop
-from tests import weights
+from tests import models, weights
 from tests.benchmarks.reliability import checkpoint_mutants
 from tests.fuzz import weights as fuzz
 from utils import checkpoint, config, files, weights_file
@@ -78,11 +76,11 @@ def test_a_flipped_bit_is_found_by_every_reader(exp: Path, damaged: Path) -> Non
     arguments = model_arguments(cfg, pretrained=False)
     (damaged.parent / "config.yaml").write_bytes((exp / "config.yaml").read_bytes())
     readers = {
-        "eval": lambda: interop.load_checkpoint(damaged, lambda: methods.build(**arguments)),
+        "eval": lambda: interop.load_checkpoint(damaged, lambda: models.build(**arguments)),
         "predict": lambda: predictor.from_experiment(damaged, None, [], World()),
         "export": lambda: predictor.from_experiment(exp, str(damaged), [], World(), as_is=True),
-        "pretrained": lambda: methods.build(**arguments | {"pretrained": str(damaged)}),
-        "pretrained folder": lambda: methods.build(**arguments | {"pretrained": str(damaged.parent)}),
+        "pretrained": lambda: models.build(**arguments | {"pretrained": str(damaged)}),
+        "pretrained folder": lambda: models.build(**arguments | {"pretrained": str(damaged.parent)}),
         "teacher": lambda: distill.find(damaged, cfg),
         "teacher folder": lambda: distill.find(damaged.parent, cfg),
         "convert": lambda: interop.what_is(damaged),
@@ -138,8 +136,8 @@ def test_a_damaged_best_is_no_reason_to_take_the_latest(exp: Path, tmp_path: Pat
     cfg = config.load(exp)
     arguments = model_arguments(cfg, pretrained=False)
     for read in (
-        lambda: interop.load_checkpoint(network.choose_weights(tmp_path, None), lambda: methods.build(**arguments)),
-        lambda: methods.build(**arguments | {"pretrained": str(tmp_path)}),
+        lambda: interop.load_checkpoint(network.choose_weights(tmp_path, None), lambda: models.build(**arguments)),
+        lambda: models.build(**arguments | {"pretrained": str(tmp_path)}),
         lambda: distill.find(tmp_path, cfg),
         lambda: interop.what_is(best),
     ):
@@ -292,8 +290,8 @@ def test_a_file_that_shares_lists_too_often(tmp_path: Path) -> None:
 
 
 def test_attributes_of_a_dict_do_not_hide_its_methods(tmp_path: Path) -> None:
-    state = OrderedDict(w=torch.ones(2))
-    state.get = state.keys = state.values = "hidden"  # type: ignore[assignment]
+    state: Any = OrderedDict(w=torch.ones(2))
+    state.get = state.keys = state.values = "hidden"
     torch.save(state, tmp_path / "x.pth")
     assert interop.read(tmp_path / "x.pth")["w"].tolist() == [1, 1]
 
@@ -340,9 +338,9 @@ def test_pickles_are_checked_quickly() -> None:
 # model.pretrained
 
 
-def build(pretrained: bool | str = False, **options: object) -> nn.Module:
+def build(pretrained: bool | str = False, **options: Any) -> models.Model:
     arguments = {"type": "tsn", "backbone": "resnet18", "num_class": 5, "num_segments": 2, "pretrained": pretrained}
-    return methods.build(**(arguments | options))
+    return models.build(**(arguments | options))
 
 
 @pytest.fixture(scope="module")

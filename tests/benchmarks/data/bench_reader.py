@@ -23,7 +23,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from datasets.lists.records import Records  # noqa: E402
-from datasets.loading.messages import ReadClip, packed  # noqa: E402
+from datasets.loading.messages import Answer, ReadClip, packed  # noqa: E402
 from datasets.loading.slots import Slot  # noqa: E402
 from datasets.loading.workers import ReadHandler, Setup  # noqa: E402
 from datasets.plan.sampling import Sampling  # noqa: E402
@@ -64,7 +64,7 @@ def handler(args: argparse.Namespace) -> ReadHandler:
     return ReadHandler(setup, records, [Slot.create("bench-clips", clip)])
 
 
-def ask(work: ReadHandler, position: int) -> dict:
+def ask(work: ReadHandler, position: int) -> Answer:
     """One clip: plan, read, answer, as a request of the training loader has it."""
     videos = len(work.records)
     answer = work.answer(position, ReadClip(position % videos, position // videos, position))
@@ -94,9 +94,12 @@ def main() -> int:
     for position in range(count - WARM_UP, count):  # the last videos: nothing of the first is in a cache
         ask(work, position)
     wall, cpu = time.perf_counter(), time.process_time()
+    answer = None
     for position in range(count):
         answer = ask(work, position)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    assert answer is not None
+    assert answer.plan is not None
     shape = [len(answer.plan.frames), 224, 224, 3]
     digest = int(work.slots[0].view(0, (int(np.prod(shape)),)).sum(dtype=np.int64))
     figures = {"bench": "data", "backend": args.backend, "pipe": args.pipe, "clips": count}

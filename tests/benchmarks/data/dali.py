@@ -113,8 +113,9 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
             difference = pixels.astype(np.int16) - reference
             means.append(np.abs(difference).mean())
             biases.append(difference.mean())
-        assert isinstance(items.fallbacks, dict)  # type: ignore[attr-defined]
-        on_cpu = sum(items.fallbacks.values())  # type: ignore[attr-defined]
+        fallbacks = getattr(items, "fallbacks", None)
+        assert isinstance(fallbacks, dict)
+        on_cpu = sum(fallbacks.values())
     colour = {"colour_mean": round(float(np.mean(means)), 2), "colour_bias": round(float(np.mean(biases)), 2)}
     return {"frames": frames, "wrong_frames": wrong, "on_cpu": on_cpu, **colour}
 

@@ -334,7 +334,7 @@ def disagreements(row: Row, decoder_row: dict[str, str]) -> dict[str, str]:
     for column, text in decoder_row.items():
         if column == "path":
             continue
-        count = int(re.search(r"\d+", text).group())  # type: ignore[union-attr]
+        count = int(re.findall(r"\d+", text)[0])
         size = re.search(r"\((\d+), (\d+)", text)
         theirs = tuple(map(int, size.groups())) if size and count else None
         shown_size = (ours["height"], ours["width"]) if decoded else None

@@ -123,14 +123,14 @@ class Tree:
 
     def run(self, *words: str | Path, allowed: tuple[int, ...] = (0,), env: Mapping[str, str] | None = None) -> str:
         """Run `python WORDS` in this tree; return its stdout, raise RuntimeError for another exit code."""
-        words = tuple(map(str, words))
+        argv = [str(word) for word in words]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("ZOETROPE_")}
         clean |= {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | dict(env or {})
         done = subprocess.run(
-            [sys.executable, *words], cwd=self.root, env=clean, capture_output=True, text=True, check=False
+            [sys.executable, *argv], cwd=self.root, env=clean, capture_output=True, text=True, check=False
         )
         if done.returncode not in allowed:
-            raise RuntimeError(f"{self.root}: {' '.join(words)} left with {done.returncode}\n{done.stderr[-3000:]}")
+            raise RuntimeError(f"{self.root}: {' '.join(argv)} left with {done.returncode}\n{done.stderr[-3000:]}")
         return done.stdout
 
 

@@ -164,16 +164,15 @@ def original(worker: Worker, family: str, config: dict[str, Any]) -> tuple[Any, 
     import torch
     from safetensors.torch import load_file
 
-    import methods
     from methods import interop
-    from tests import hf_folders
+    from tests import hf_folders, models
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "hf"
         worker.ask({"do": "save", "family": family, "config": config, "seed": 1, "folder": str(folder)})
-        model = methods.from_pretrained(folder)
+        model = models.from_pretrained(folder)
         tensors = load_file(folder / "model.safetensors")
-        other = methods.build(**interop.hf.read_folder(folder).model)
+        other = models.build(**interop.hf.read_folder(folder).model)
         if family == "videomae":
             torch.save({"module": hf_folders.original_videomae(tensors)}, Path(place) / "one.pth")
             state, carried = interop.read(Path(place) / "one.pth"), {}

@@ -43,6 +43,7 @@ def frames(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
 def over_time(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """(k, 1, 1) as a 2D convolution of images T x (H*W)."""
+    assert not isinstance(conv.padding, str)
     stride, padding = (conv.stride[0], 1), (conv.padding[0], 0)
     return F.conv2d(x.flatten(3), conv.weight[..., 0], None, stride, padding, 1, conv.groups).unflatten(3, x.shape[3:])
 
@@ -70,7 +71,8 @@ def main(side: int) -> None:
     columns = ("channels first", "channels last", "frames", "over time", "product", "ours")
     print(f"{'layer':<20}" + "".join(f"{name:>16}" for name in columns))
     for name, (channels, out, kernel, stride, groups, length, scale) in LAYERS.items():
-        padding = tuple(k // 2 for k in kernel)
+        depth, height, width = kernel
+        padding = (depth // 2, height // 2, width // 2)
         torch_layer, ours = (
             kind(channels, out, kernel, stride, padding, groups=groups, bias=False) for kind in (nn.Conv3d, Conv3d)
         )

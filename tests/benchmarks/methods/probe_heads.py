@@ -33,7 +33,7 @@ def worker(head: str, what: str, depth: str = "12") -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    grid = {"lr_mults": RATES, "decays": DECAYS} if what in ("all", "bare") else {"decays": (0.1,)}
+    grid: Any = {"lr_mults": RATES, "decays": DECAYS} if what in ("all", "bare") else {"decays": (0.1,)}
     model = methods.build(
         type="probe",
         backbone="vit3d",

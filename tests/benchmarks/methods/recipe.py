@@ -65,7 +65,8 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self.process.wait()
         self.folder.cleanup()
 

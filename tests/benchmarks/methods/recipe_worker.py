@@ -24,8 +24,8 @@ for _schema in (
     with contextlib.suppress(RuntimeError):
         _LIBRARY.define(_schema)
 
-from timm.data import auto_augment, random_erasing  # noqa: E402
-from timm.data.mixup import Mixup, cutmix_bbox_and_lam  # noqa: E402
+from timm.data import auto_augment, random_erasing  # noqa: E402  # pyright: ignore[reportMissingImports]
+from timm.data.mixup import Mixup, cutmix_bbox_and_lam  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 
 def policy(request: dict) -> dict:

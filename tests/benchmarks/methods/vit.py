@@ -41,15 +41,15 @@ def sizes() -> dict:
     """Build every size on the meta device and compare parameters and GMACs."""
     import torch
 
-    import methods
     from methods.macs import count_macs, count_parameters
+    from tests import models
 
     figures, wrong = {}, []
     for name, (given, parts, macs) in SIZES.items():
         type_, size = name.split()
         arguments = {"type": type_, "backbone": f"vit3d_{size}", "num_class": 400, "num_segments": 16} | given
         with torch.device("meta"):
-            model = methods.build(**arguments)
+            model = models.build(**arguments)
         counted = {part: count_parameters(model.get_submodule(part)) for part in parts}
         wrong += [f"{name} {part}: {counted[part]}" for part in parts if counted[part] != parts[part]]
         figures[name] = list(counted.values())
@@ -189,7 +189,7 @@ def renamed(weights: dict[str, Any]) -> dict[str, Any]:
     ours = {}
     for name, tensor in names.items():
         place, _, rest = name.rpartition(".k.")
-        parts = [names.get(f"{place}.{letter}.{rest}") for letter in "qkv"]
+        parts: list[Any] = [names.get(f"{place}.{letter}.{rest}") for letter in "qkv"]
         if name.startswith("predictor."):
             continue
         if place and place.endswith(".attn"):
@@ -237,7 +237,8 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self.process.wait()
         self.folder.cleanup()
 
@@ -304,9 +305,8 @@ def memory() -> dict:
         mib = {}
         for name, more in (("without", {}), ("with", {"checkpointing": True})):
             with Worker("ours", env) as worker:
-                for _ in range(2):
-                    answer = worker.ask(STEP | {"batch": 8} | more)
-                mib[name] = round(answer["mib"])
+                answers = [worker.ask(STEP | {"batch": 8} | more) for _ in range(2)]
+                mib[name] = round(answers[-1]["mib"])
         peaks[allocator] = {"mib": mib, "ratio": round(mib["with"] / mib["without"], 3)}
     return {"measured": peaks, "holds": peaks["exact"]["ratio"] <= 0.5}
 

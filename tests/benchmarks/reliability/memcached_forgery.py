@@ -66,7 +66,7 @@ def _forge(rng: random.Random, path: Path, settings: dict[str, Any]) -> dict[str
         yield b"END\r\n"
 
     server = HostileServer(path, script)
-    counts = dict.fromkeys(("frames", "wrong", "right", "right_lost"), 0)
+    counts: dict[str, int] = dict.fromkeys(("frames", "wrong", "right", "right_lost"), 0)
     while counts["frames"] < FORGED:
         pool = MemcachedPool(ClientSettings((server.name,), timeout=5.0, **settings))
         payloads_read = pool.get(ROUTE, list(payloads))

@@ -94,7 +94,7 @@ class Bare:
         torch.manual_seed(0)
         self.clips, self.labels = clips_and_labels(case)
         network = {"type": case.method, "backbone": case.backbone, "num_segments": case.frames}
-        net = methods.build(num_class=CLASSES, dropout=0.0, **network)
+        net: Any = methods.build(num_class=CLASSES, dropout=0.0, **network)
         self.net = net.train() if case.method == "videomae" else net.to(memory_format=torch.channels_last).train()
         learned = self.net.parameters()
         if case.method == "videomae":

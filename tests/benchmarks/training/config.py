@@ -34,11 +34,12 @@ def config_errors() -> dict:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.yaml").write_text(PLANTED)
         program = "import sys, main; main.main(['config', sys.argv[1]]); sys.exit('torch' in sys.modules)"
-        seconds = []
+        done, seconds = None, []
         for _ in range(3):
             started = time.monotonic()
             done = command("-c", program, folder, check=False)
             seconds.append(time.monotonic() - started)
+        assert done is not None
         message = done.stderr
         right = sum(f"config.yaml:{line}: {text}" in message for line, text in FAULTS.items())
     measured = {"right_line": right, "faults": len(FAULTS), "seconds": round(min(seconds), 3), "torch": done.returncode}

@@ -104,7 +104,7 @@ class Bare:
         torch.manual_seed(0)
         self.setting = setting
         self.random = np.random.default_rng(0)
-        model = methods.build(
+        model: Any = methods.build(
             type=setting.method, backbone=setting.backbone, num_class=CLASSES, num_segments=setting.frames, dropout=0.0
         )
         layout = torch.channels_last_3d if setting.method == "slowonly" else torch.channels_last

@@ -59,12 +59,13 @@ def cost(name: str, disturb: Callable[[loggers.Feed, int], object] = lambda feed
             for side, run in (("bare", bare), ("fed", fed)) if first // TURN % 2 else (("fed", fed), ("bare", bare)):
                 spent[side].append(steps(run, first, TURN))
         dropped, process = feed.dropped, feed.process
+        assert process is not None
         began = time.perf_counter()
         fed.close()
         closing = time.perf_counter() - began
         bare.close()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGCONT)  # pyright: ignore[reportOptionalMemberAccess]
+            os.kill(process.pid, signal.SIGCONT)
         time.sleep(10)  # it ends by itself, and writes into the folder until then
         state = Path(folder, "fed", "events", f"{name}.json")
         arrived = state.read_text() if state.exists() else ""
@@ -121,7 +122,8 @@ def full() -> dict:
 
     def stop(feed: loggers.Feed, step: int) -> None:
         if step == 1:
-            os.kill(feed.process.pid, signal.SIGSTOP)  # pyright: ignore[reportOptionalMemberAccess]
+            assert feed.process is not None
+            os.kill(feed.process.pid, signal.SIGSTOP)
             fcntl.fcntl(feed._in, fcntl.F_SETPIPE_SZ, 4096)
 
     outcome = cost("mlflow", stop)

@@ -3,7 +3,7 @@
 Each step is a sleep in place of the forward and
 backward pass (gloo's own threads run meanwhile, as the GPU would), an all-reduce of gradients, and the sum of the
 step's numbers; the side `with` carries the two wishes in it and looks at the answer, the side `without` sums the
-four numbers of a loop that cannot be stopped, the side `nothing` sums none. Sides take turns step by step in one
+five numbers of a loop that cannot be stopped, the side `nothing` sums none. Sides take turns step by step in one
 process, so that all see the same machine. The sleep is 25 ms, for four times as many pairs in the same time: the cost
 in seconds is what is measured, and it is given in per cent of 100 ms.
 """
@@ -26,9 +26,10 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
     """Wall seconds and CPU seconds of each step of both sides, on this rank."""
     import torch
 
-    from utils.engine.totals import NAMES
+    from utils.engine.totals import NAMES, SHARED
     from utils.signals import StopFlag
 
+    names = (*NAMES, *SHARED)
     gradients = torch.zeros(GRADIENTS)
     times = {name: [] for side in SIDES for name in (side, f"cpu {side}")}
     with StopFlag() as stop:
@@ -36,7 +37,7 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
             side = SIDES[(index + index // 3) % 3]  # in the order a b c b c a c a b
             world.barrier()
             began, cpu = time.perf_counter(), time.process_time()
-            totals = torch.zeros(len(NAMES) if side == "with" else len(NAMES) - 2, dtype=torch.float64)
+            totals = torch.zeros(len(names) if side == "with" else len(names) - 2, dtype=torch.float64)
             if side == "with":
                 totals[-3:] = torch.tensor([0.0, stop.received, False])
             pending = None if side == "nothing" else world.sum_async(totals)
@@ -44,7 +45,7 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
             world.sum_(gradients)
             values = pending.read().tolist() if pending else []
             if side == "with":
-                numbers = dict(zip(NAMES, values, strict=True))
+                numbers = dict(zip(names, values, strict=True))
                 assert numbers["stop"] + numbers["save"] == 0
             times[side].append(time.perf_counter() - began)
             times[f"cpu {side}"].append(time.process_time() - cpu)

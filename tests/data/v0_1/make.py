@@ -47,7 +47,7 @@ common:
 def stopped_evaluation(exp: Path) -> None:
     """Start an evaluation in this process and stop it by a signal after five videos."""
     import main
-    from anal_tools import result_parts
+    from anal_tools import result_parts  # pyright: ignore[reportAttributeAccessIssue]  where version 0.1 has it
 
     keep, seen = result_parts.PartWriter.keep, []
 

@@ -37,6 +37,7 @@ def test_the_average_is_another_model_that_does_not_train() -> None:
     assert not ema.net.training
     assert not any(parameter.requires_grad for parameter in ema.net.parameters())
     before = net.weight.clone()
+    assert isinstance(ema.net, nn.Linear)
     with torch.no_grad():
         ema.net.weight.zero_()
     assert torch.equal(net.weight, before)

@@ -124,6 +124,7 @@ def test_the_model_and_its_training_state_are_as_before() -> None:
     values = precise_bn.averages(net, forwards([[clips(7)], [clips(8)]]), World())
     assert values is not None
     with precise_bn.applied(net, values):
+        assert net.bn1.running_mean is not None
         assert torch.equal(net.bn1.running_mean, values["bn1.running_mean"])
         assert not torch.equal(net.bn1.running_mean, with_detour["bn1.running_mean"])
     assert torch.equal(torch.get_rng_state(), generator)
