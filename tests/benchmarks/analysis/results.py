@@ -326,7 +326,7 @@ TAIL = """\
 
 - UCF Sports is a grey version of 64x64 pixels, cropped around the person, and Weizmann consists of
   silhouettes. Do not compare these numbers with published ones, which use the original videos.
-  UT-Interaction is set 2 only.
+  Of UT-Interaction we use only set 2.
 - Each line is one run with one seed. The interval does not include the spread between seeds.
 """
 
