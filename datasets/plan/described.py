@@ -49,7 +49,7 @@ RULES: dict[str, Rule] = {
         f"{_TSN_TRAIN} (L > 1: the L frames from there)",
         "[(n - L + 1) / S * (k + 1/2)] and the L - 1 frames after it, none beyond n - 1",
         "the second clip has [(n - L + 1) / S * k]",
-        "whole short videos, motion; the safe choice for your own",
+        "whole short videos, motion; the safe choice for your own videos",
     ),
     "tsm_dense": Rule(
         "TSM repository, MMAction2's DenseSampleFrames",
@@ -97,23 +97,23 @@ RULES: dict[str, Rule] = {
     "videomae": Rule(
         "VideoMAE on Kinetics",
         f"{_WINDOW} of T tau frames: T of them, evenly from its first to its last",
-        f"{_SPREAD}; {_SHORT} the last one again and again",
-        "of every tau-th frame, T neighbours, in V even steps from the first to the last",
+        f"{_SPREAD}; {_SHORT} the last one repeated",
+        "T neighbours among every tau-th frame, in V even steps from the first to the last",
         "VideoMAE and its weights on Kinetics (on Something-Something: tsn)",
     ),
     "vjepa2": Rule(
         "V-JEPA 2",
         f"{_WINDOW} of T tau frames: T of them, evenly from its first to its last",
         f"{_SPREAD}; if n <= T tau, as videomae for a video of n - 1 frames",
-        "the middle window of each of V parts; where these are too short, V windows in even steps, which overlap",
+        "the middle window of each of V parts; if these are too short, V overlapping windows in even steps",
         "V-JEPA 2 and probes on it",
     ),
     "one_per_segment": Rule(
-        "Pytorch Video Analysis, whose config format this is",
+        "Pytorch Video Analysis, whose config format we use",
         _TSN_TRAIN,
         "[(n - S + 1) / S * (k + 1/2)]; 0 if n <= S",
         "",
-        "configs that were written for it; the default, so that they keep their meaning",
+        "configs that were written for it; it is the default, so that they keep their meaning",
     ),
 }
 

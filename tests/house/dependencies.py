@@ -35,8 +35,8 @@ UNHASHED = {"torch"}  # its CPU build is not on the public index
 _HEAD = """# Licences of dependencies
 
 Zoetrope is under the Apache License 2.0. This page lists the packages that `pyproject.toml` asks
-for (`core`: every installation has them, otherwise the extras) and those that they need in turn.
-The licence is the one in the metadata of the package.
+for, and those that they need in turn. The last column names the extras that need a package; `core`
+means that every installation has it. The licence is the one in the metadata of the package.
 
     python -m tests.house.dependencies licences    # writes this page
 
@@ -45,7 +45,7 @@ Some wheels contain libraries under other licences than their package:
 - PyAV and OpenCV contain FFmpeg (LGPL 2.1 or later). PyAV's FFmpeg contains x264 and x265 (GPL 2 or
   later), so if you pass on its wheels, you pass on a GPL work.
 - The CUDA builds of PyTorch, and DALI, need NVIDIA's libraries, which have NVIDIA's own licence.
-  The rows of PyTorch are those of its CPU build, without these libraries.
+  The rows for PyTorch describe its CPU build, without these libraries.
 
 | package | licence | needed for |
 |---|---|---|

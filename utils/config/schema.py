@@ -351,7 +351,7 @@ class Data(Strict):
         "share of an epoch's samples that may be bad before the run stops", default=0.001, ge=0, le=1, free=True
     )
     missing_share: float = key(
-        "largest share of frames that may be missing at the end of a video: it counts as shorter, beyond that as bad",
+        "largest share of frames missing at the end of a video for which it counts as shorter, not as bad",
         default=0.05,
         ge=0,
         lt=1,
@@ -365,7 +365,7 @@ class Data(Strict):
         free=True,
     )
     fold_group: Annotated[ShortText, AfterValidator(pattern)] | None = key(
-        "pattern; videos in whose path it finds the same text (its first group, if it has one) are in one fold",
+        "pattern; videos whose paths match it with the same text (its first group, if it has one) are in one fold",
         default=None,
         free=True,
     )
@@ -551,7 +551,7 @@ class Config(Strict):
         free=True,
     )
     watchdog_minutes: float = key(
-        "minutes without progress until the run reports where it hangs and stops",
+        "minutes without progress after which the run reports where it hangs and stops",
         default=10.0,
         gt=0,
         le=YEARS,

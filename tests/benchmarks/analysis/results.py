@@ -248,8 +248,8 @@ def _confusions(best: Answers, shown: int = 5) -> str:
     if not total:
         return f"{best.name.replace('_', ' ', 1)} makes no error.\n"
     first = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:shown]
-    words = ", ".join(f"{names[label]} as {names[answer]} {count}" for (label, answer), count in first)
-    return f"{best.name.replace('_', ' ', 1)} makes {total} errors. The most frequent: {words}.\n"
+    words = ", ".join(f"{names[label]} as {names[answer]} ({count})" for (label, answer), count in first)
+    return f"{best.name.replace('_', ' ', 1)} makes {total} errors. The most frequent are {words}.\n"
 
 
 def class_names(one: Answers) -> list[str]:
@@ -326,7 +326,7 @@ TAIL = """\
 
 - UCF Sports is a grey version of 64x64 pixels, cropped around the person, and Weizmann consists of
   silhouettes. Do not compare these numbers with published ones, which use the original videos.
-  UT-Interaction is set 2 only.
+  Of UT-Interaction we use only set 2.
 - Each line is one run with one seed. The interval does not include the spread between seeds.
 """
 

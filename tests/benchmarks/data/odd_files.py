@@ -372,7 +372,7 @@ def write_table(table: dict[str, Row]) -> str:
         "`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md` writes it. The files are not",
         "part of the repository.",
         "",
-        "- A number is the frames of the file. Its first, middle and last frame have the pixels of the plain",
+        "- A number counts the frames of the file. Its first, middle and last frame equal those of the plain",
         f"  decode (`dali`: within {_TOLERANCE:g} of 255 on average, because it converts colours itself).",
         "- `frames` and `memcached` read these three frames, stored as images. Given any of the 58 files",
         "  themselves, they report that it is not an image.",
