@@ -263,7 +263,8 @@ def test_a_signal_stops_the_trials_and_starts_no_other(exp: Path, tmp_path: Path
     if child == 0:
         os._exit(run(tmp_path, "--exp", exp, "--grid", "seed=1,2"))
     end = time.monotonic() + 30
-    while not stand_in.exists() and time.monotonic() < end:
+    # The shell creates the file before it writes into it
+    while not (stand_in.exists() and stand_in.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
     os.kill(child, signal.SIGINT)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
