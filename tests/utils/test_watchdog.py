@@ -79,8 +79,8 @@ def test_silent_ranks_are_named_before_those_behind(tmp_path: Path) -> None:
     first, second = (watchdog.Watchdog(tmp_path, seconds=6, rank=rank, ranks=3) for rank in (0, 1))
     second.phase("data", 4, lambda: ["sample 9: late.mp4"])
     with first, second:
-        # By name: a file that is being written has another one
-        until(lambda: all((tmp_path / "jobs" / f"heartbeat-train-{rank}").exists() for rank in (0, 1)))
+        # By size: a file that has just been created is still empty
+        until(lambda: sum(path.stat().st_size > 0 for path in (tmp_path / "jobs").glob("heartbeat-train-[01]")) == 2)
         first.phase("data", 4)
         first.phase("forward/backward", 4)
         assert first.suspects(2) == ["rank 2 has left no sign of life"]
