@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anal_tools import intervals
 from anal_tools.evaluate import result_parts, scoring
 from anal_tools.evaluate.results import Results, Summary
 from anal_tools.text import columns, shown
@@ -161,11 +162,20 @@ def table(results_of: dict[str, Results], pooled: Results | None) -> list[str]:
         return columns(rows)
     # Every video counts once: with folds of different sizes this is not the mean above
     rows.append(["all", str(len(pooled.ids)), *(f"{pooled.numbers[metric.name]:.2f}" for metric in shown_here)])
-    low, high = (100 * end for end in scoring.interval(pooled.videos.right()))
     unread = f", {int(pooled.failed.sum())} of them could not be read" if pooled.failed.any() else ""
 
     return [
         *columns(rows),
         f"{shown(shown_here[0].title)} over all {len(pooled.ids)} held-out videos{unread}: "
-        f"{pooled.numbers[shown_here[0].name]:.2f}, 95 % interval {low:.2f} to {high:.2f} (bootstrap over videos)",
+        f"{pooled.numbers[shown_here[0].name]:.2f}, 95 % interval {interval_text(pooled.videos.right())}",
     ]
+
+
+def interval_text(right: np.ndarray) -> str:
+    """Return the interval of the accuracy in words, and its method; `right` is (N,) bool."""
+    # If all videos are right or all wrong, so is each resample: the bootstrap would give an interval without width
+    if right.all() or not right.any():
+        low, high = intervals.wilson(int(right.sum()), len(right))
+        return f"{low:.2f} to {high:.2f} (Wilson)"
+    low, high = (100 * end for end in scoring.interval(right))
+    return f"{low:.2f} to {high:.2f} (bootstrap over videos)"

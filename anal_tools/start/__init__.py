@@ -469,14 +469,17 @@ def _report(exp: Path, result: str) -> int:
 
     index = build.build([f"{exp}:{result}"])
     results = Results.load(exp, result)
-    # The interval that the report shows
-    low, high = intervals.wilson(int(results.videos.right().sum()), len(results.ids))
+    # The table of folds has printed the number and its interval
+    if not config.load(exp).data.folds:
+        # The interval that the report shows
+        low, high = intervals.wilson(int(results.videos.right().sum()), len(results.ids))
+        print(
+            f"top-1 {results.numbers['top1']:.2f} on {len(results.ids)} held-out videos, 95 % interval {low:.2f} to "
+            f"{high:.2f}"
+        )
     # Always predicting the largest class scores that class's share
     largest = np.bincount(results.labels).max() / len(results.labels)
-    print(
-        f"top-1 {results.numbers['top1']:.2f} on {len(results.ids)} held-out videos (95 % interval {low:.2f} to "
-        f"{high:.2f}; always predicting the largest class: {100 * largest:.2f})"
-    )
+    print(f"  for comparison, always predicting the largest class: {100 * largest:.2f}")
     print(f"report: {index}")
     if sys.stdout.isatty() and os.environ.get("DISPLAY"):
         webbrowser.open(index.resolve().as_uri())

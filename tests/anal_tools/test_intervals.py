@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
-from anal_tools import intervals
+from anal_tools import folds, intervals
 from anal_tools.evaluate.scoring import interval
 from utils import metrics
 from utils.metrics import Metric, Videos
@@ -81,3 +83,9 @@ def test_no_video_has_no_interval() -> None:
     assert np.isnan(low)
     assert np.isnan(high)
     assert intervals.text((low, high)) == ""
+
+
+def test_the_table_of_folds_has_an_interval_with_width_where_every_video_is_right() -> None:
+    assert folds.interval_text(np.ones(37, bool)) == "90.59 to 100.00 (Wilson)"
+    assert folds.interval_text(np.zeros(37, bool)) == "0.00 to 9.41 (Wilson)"
+    assert re.fullmatch(r"\d\d\.\d\d to \d\d\.\d\d \(bootstrap over videos\)", folds.interval_text(np.arange(37) > 9))

@@ -478,7 +478,7 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     words += ["--recipe", "small", "--size", "32", "--segments", "2", "--epochs", "2"]
     assert start.main(words) == 0
     output = capfd.readouterr().out
-    match = re.search(r"top-1 ([\d.]+) on (\d+) held-out videos \(95 % interval ([\d.]+) to ([\d.]+);", output)
+    match = re.search(r"top-1 ([\d.]+) on (\d+) held-out videos, 95 % interval ([\d.]+) to ([\d.]+)\n", output)
     assert match is not None
     share, count, low, high = match.groups()
     ends = intervals.wilson(round(float(share) * int(count) / 100), int(count))
