@@ -164,6 +164,8 @@ def reason(sweep: Sweep, trial: Trial, row: files.Row, code: int | None) -> str:
 
     texts = [line.strip() for line in lines if line.strip()]
     errors = [line for line in texts if line.startswith("error: ")]
+    if code is not None and code < 0 and not errors:
+        return f"ended by {signal.Signals(-code).name}"  # its last line has nothing to do with it
     return f"{ended}: {(errors or texts)[-1][:300]}" if texts else ended
 
 
@@ -196,6 +198,7 @@ class _Local:
         before = {number: signal.signal(number, self._notice) for number in (signal.SIGINT, signal.SIGTERM)}
         waiting, failed = list(trials), []
         next_look = time.monotonic() + LOOK
+        shown: dict[str, str] = {}  # trial -> its last progress line
 
         try:
             while self.running or (waiting and not self.signals):
@@ -210,7 +213,10 @@ class _Local:
                 if time.monotonic() > next_look:
                     next_look = time.monotonic() + LOOK
                     for trial, *_ in self.running.values():
-                        print(f"  {trial.name}: {progress.read(self.sweep.exp_of(trial)).sentence}", flush=True)
+                        line = f"  {trial.name}: {progress.read(self.sweep.exp_of(trial)).sentence}"
+                        if line != shown.get(trial.name):
+                            print(line, flush=True)
+                        shown[trial.name] = line
                 time.sleep(0.1)
         finally:
             for process in self.running:  # only after an error in the sweep itself is any left

@@ -46,6 +46,9 @@ def choose_weights(exp: Path, chosen: str | None) -> Path:
 
     if paths:
         return paths[0]  # a damaged best checkpoint is an error, not a reason to use the latest one
+    folds = sorted((exp / "folds").glob("*/config.yaml"))
+    if folds:
+        raise UserError(f"{exp}: each fold has a model of its own; name one of them, such as {folds[0].parent}")
     raise UserError(f"{first}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 
 

@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     if not _is_begun(exp, note):
         if not args.no_doctor:
             doctor.consult(Subject(), doctor.OF_THE_MACHINE)
-        views = prepare(exp, args)
-        files.write_text(exp / NOTE, json.dumps(note | {"views": views}, indent=1) + "\n", errors="surrogateescape")
+        results = prepare(exp, args)
+        files.write_text(exp / NOTE, json.dumps(note | results, indent=1) + "\n", errors="surrogateescape")
         if args.no_train:
             print(f"wrote {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
             return 0
@@ -71,12 +71,13 @@ def main(argv: Sequence[str]) -> int:
             return 0
 
     # Train, evaluate, report
-    views = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))["views"]
+    prepared = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))
+    views = prepared["views"]
     result = RESULT if views == "centre" else f"{RESULT}-{views}"
     if not args.no_doctor and not (exp / "results" / f"{result}.json").is_file():
         doctor.consult(Subject(exp), doctor.OF_THE_EXPERIMENT)
     code = _train(exp, views, result)
-    return code or _report(exp, result)
+    return code or _report(exp, result, prepared.get("split", ""))
 
 
 def _duration(exp: Path) -> str:
@@ -158,8 +159,8 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
     return True
 
 
-def prepare(exp: Path, args: argparse.Namespace) -> str:
-    """Write a complete experiment; return the views of its evaluation.
+def prepare(exp: Path, args: argparse.Namespace) -> dict[str, str]:
+    """Write a complete experiment; return the views of its evaluation, and its split in words.
 
     Raises:
         UserError: these videos cannot be used as a data set; the message gives the reason.
@@ -204,7 +205,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
         )
     print("\n".join(f"{key}: {text}" for key, text in chosen.why))
     print(f"experiment: {exp / 'config.yaml'}")
-    return chosen.views
+    return {"views": chosen.views, "split": str(sides)}
 
 
 def _check_names(samples: Samples, *, trust: bool) -> None:
@@ -261,11 +262,13 @@ class Sides:
     def __str__(self) -> str:
         numbers = f"{self.train} for training, {len(self.labels) - self.train} held out"
         if self.folds:
-            return f"{self.folds} folds; {self.why}"
-        groups = sorted(
-            {self.groups[row] for row in np.flatnonzero(self.places == self.held_out_fold)} if self.groups else ()
-        )
-        return f"{numbers}; {self.why}{listed('; held out', groups)}"
+            in_turn = [", ".join(self._groups_of(fold)) for fold in range(self.folds)]
+            named = self.groups is not None and len(set(self.groups)) <= FEW
+            return f"{self.folds} folds; {self.why}{'; held out in turn: ' + ' | '.join(in_turn) if named else ''}"
+        return f"{numbers}; {self.why}{listed('; held out', self._groups_of(self.held_out_fold))}"
+
+    def _groups_of(self, fold: int) -> list[str]:
+        return sorted({self.groups[row] for row in np.flatnonzero(self.places == fold)}) if self.groups else []
 
 
 def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
@@ -448,9 +451,9 @@ def _launch(verb: str, exp: Path, *more: str) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    if code == STOPPED:
-        # The launcher has printed that it stopped, and how train.sh resumes
-        print("run the same `start` command again to resume")
+    # A run with folds has printed it
+    if code == STOPPED and not config.load(exp).data.folds:
+        print("stopped; the same `start` command resumes")
     return code if code >= 0 else 128 - code  # 128 + signal, as shells report it
 
 
@@ -464,7 +467,7 @@ def _ranks() -> int:
     return min(1, processes.gpu_count(os.environ))
 
 
-def _report(exp: Path, result: str) -> int:
+def _report(exp: Path, result: str, split_text: str) -> int:
     from anal_tools.report import build
 
     index = build.build([f"{exp}:{result}"])
@@ -480,6 +483,8 @@ def _report(exp: Path, result: str) -> int:
     # Always predicting the largest class scores that class's share
     largest = np.bincount(results.labels).max() / len(results.labels)
     print(f"  for comparison, always predicting the largest class: {100 * largest:.2f}")
+    if split_text:
+        print(f"  split: {split_text}")
     print(f"report: {index}")
     if sys.stdout.isatty() and os.environ.get("DISPLAY"):
         webbrowser.open(index.resolve().as_uri())

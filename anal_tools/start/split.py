@@ -67,7 +67,7 @@ def divide(
         return _checked(samples, Split(places, "as given by the folders or the table"), "")
 
     # Else by groups, joined where copies or clips connect them
-    groups, why = _groups(videos, group)
+    groups, why = _groups(samples, group)
     kin = [*copies, *_of_one_source(videos)]
     numbers = {name: number for number, name in enumerate(samples.classes)}
     labels = [numbers[one.label] for one in videos]
@@ -90,12 +90,13 @@ def divide(
         return Split(split.places, f"{why}; a person or a recording may be on both sides")
 
 
-def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | None, str]:
+def _groups(samples: Samples, pattern: str | None) -> tuple[list[str] | None, str]:
+    videos = samples.videos
     paths = [one.path for one in videos]
     if pattern is None and any(one.group for one in videos):
         # An empty cell is a group of its own
         groups = [one.group or one.path for one in videos]
-        return groups, f"{len(set(groups))} groups by a column of the table, each on one side"
+        return groups, f"{len(set(groups))} groups by the column {samples.group_column!r}, each on one side"
     if pattern:
         groups = groups_of(paths, pattern)
         return groups, f"{len(set(groups or ()))} groups by --group {pattern!r}, each on one side"

@@ -65,6 +65,7 @@ class Samples:
         videos: the samples.
         notes: lines about what was left out.
         classes: names in the order of their labels.
+        group_column: the table's column that names the groups; "" for none.
     """
 
     root: str
@@ -73,6 +74,7 @@ class Samples:
     videos: list[Video]
     notes: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    group_column: str = ""
 
 
 def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
@@ -102,8 +104,9 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
     table = _table_of(where, media)
     samples = _from_table(table, str(root.resolve()), media, kind) if table else _from_folders(root, media, kind)
     if others:
-        what = "folders of frames" if kind == "video" else "video files"
-        samples.notes.append(listed(f"{len(others)} {what} are left out; {len(media)} others are used", others[:5]))
+        kinds = ["video files", "folders of frames"]
+        kept, left = kinds if kind == "video" else kinds[::-1]
+        samples.notes.append(listed(f"left out {len(others)} {left}, because most samples are {kept}", others[:3]))
 
     unknown = [name for name in leave_out if name not in samples.classes]
     if unknown:
@@ -176,7 +179,7 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Sa
             by_name.setdefault(name, []).append(one.path)
 
     videos, missing = [], []
-    columns, rows = _read_table(table)
+    columns, group_column, rows = _read_table(table)
     for line, row in rows:
         asked = row["path"].replace("\\", "/").removeprefix("./").removeprefix(f"{root}/")
         # Try the exact path first; a name must match exactly one video
@@ -204,7 +207,7 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Sa
         listed(f"{counted(len(missing), 'line')} of {table.name} left out, because the video is missing", missing[:5])
     ]
     source = f"{table.name} ({columns})"
-    samples = Samples(root, kind, source, videos, [note for note in notes if missing])
+    samples = Samples(root, kind, source, videos, [note for note in notes if missing], group_column=group_column)
     samples.classes = _class_names(table, videos)
     return samples
 
@@ -239,11 +242,12 @@ def _seconds(text: str | None, where: str) -> float | None:
         raise UserError(f"{where}: {text!r} is not a time; write seconds, or minutes:seconds") from None
 
 
-def _read_table(table: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
+def _read_table(table: Path) -> tuple[str, str, list[tuple[int, dict[str, str]]]]:
     """Read a table with or without a header.
 
     Returns:
-        which columns were taken, in words; and (line, {path, label, start, end, split, group}) of each row.
+        which columns were taken, in words; the one that names the groups, "" for none; and (line, {path, label, start,
+        end, split, group}) of each row.
     """
     try:
         text = table.read_text("utf-8-sig", errors="surrogateescape")
@@ -260,8 +264,10 @@ def _read_table(table: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
     # A header names at least path and label; else the order is fixed
     names = [cell.lower() for cell in fields[0][1]]
     keys = {key: next((names.index(name) for name in known if name in names), None) for key, known in _COLUMNS.items()}
+    group_column = ""
     if keys["path"] is not None and keys["label"] is not None:
         header = fields.pop(0)[1]
+        group_column = header[keys["group"]] if keys["group"] is not None else ""
         used = [place for place in keys.values() if place is not None]
         ignored = [name for place, name in enumerate(header) if place not in used]
         columns = listed("columns", (header[place] for place in used))
@@ -281,7 +287,7 @@ def _read_table(table: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
             )
         rows.append((number, row))
 
-    return columns, rows
+    return columns, group_column, rows
 
 
 _COLUMNS = {

@@ -113,10 +113,14 @@ def test_a_column_of_persons_keeps_each_on_one_side(tmp_path: Path) -> None:
     seen = videos.look(root)
     assert seen.source == "t.csv (columns: File, Class, Person; ignored: Remark)"
     division = split.divide(seen, [], group=None, count=5, at_most=True)
-    assert division.why.startswith("4 groups by a column of the table")
+    assert division.why.startswith("4 groups by the column 'Person'")
     places = dict(zip(persons, division.places, strict=False))
     assert [places[who] for who in persons] == division.places.tolist()
     assert split.divide(seen, [], group="", count=3).groups is None, "--group '' asks for no groups"
+    sides = start.Sides([0] * 12, division.places, 0, 4, False, "by person", division.groups)
+    assert str(sides) == "4 folds; by person; held out in turn: " + " | ".join(
+        sorted(places, key=lambda who: places[who])
+    )
 
     # Without a header the columns have a fixed order, and without a table beside the videos the message tells where
     (root / "t.csv").write_text("0.mp4,wave\n1.mp4,bend\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from anal_tools import analyze, compare, folds
+from anal_tools import analyze, compare, folds, predict
 from anal_tools.evaluate.results import Results
 from anal_tools.report import build
 from launch import __main__ as launch
@@ -125,6 +125,9 @@ def test_an_evaluation_of_all_folds_with_other_views(tmp_path: Path, motion_vide
     assert "bootstrap over videos" in output
     assert launch.main(["eval", str(exp), "local", "0", "--checkpoint", "best"]) == 2
     assert launch.main(["train", str(exp), "local", "0", "--fresh"]) == 2
+    # The experiment has no model of its own
+    with pytest.raises(UserError, match=r"each fold has a model of its own; name one of them, such as .*/folds/\S+$"):
+        predict.main([str(exp), str(motion_videos / "videos")])
 
 
 def test_what_is_refused(tmp_path: Path, motion_videos: Path, capfd) -> None:
