@@ -160,7 +160,7 @@ def sync(machine: Machine) -> dict[str, Any]:
 
         if torch.version.cuda or torch.version.hip:
             return {"measured": "not measured: there is no fake GPU beside a build of torch for GPUs", "holds": True}
-        (result,) = build.run("cases", "tsn", "bf16")
+        (result,) = build.run("cases", "tsn=bf16")
         return {"measured": {"fake GPU": result["waits"]}, "holds": len(result["waits"]) == 1}
     raised = {}
     for name in (*METHODS, *TRANSFORMERS):
