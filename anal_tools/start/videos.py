@@ -262,11 +262,11 @@ def _read_table(table: Path) -> tuple[str, str, list[tuple[int, dict[str, str]]]
     mark = next((mark for mark in "\t;," if all(mark in line for _, line in lines)), None)
     fields = [(number, _fields(line, mark)) for number, line in lines]
     # A header names at least path and label; else the order is fixed
-    names = [cell.lower() for cell in fields[0][1]]
+    names = [cell.strip().lower() for cell in fields[0][1]]
     keys = {key: next((names.index(name) for name in known if name in names), None) for key, known in _COLUMNS.items()}
     group_column = ""
     if keys["path"] is not None and keys["label"] is not None:
-        header = fields.pop(0)[1]
+        header = [cell.strip() for cell in fields.pop(0)[1]]
         group_column = header[keys["group"]] if keys["group"] is not None else ""
         used = [place for place in keys.values() if place is not None]
         ignored = [name for place, name in enumerate(header) if place not in used]

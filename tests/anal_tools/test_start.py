@@ -109,7 +109,7 @@ def test_a_column_of_persons_keeps_each_on_one_side(tmp_path: Path) -> None:
         f"{name},{'wave' if k < 6 else 'bend'},{who},x"
         for k, (name, who) in enumerate(zip(names, persons, strict=True))
     ]
-    (root / "t.csv").write_text("\n".join(["File,Class,Person,Remark", *rows]))
+    (root / "t.csv").write_text("\n".join(["File, Class, Person ,Remark", *rows]))
     seen = videos.look(root)
     assert seen.source == "t.csv (columns: File, Class, Person; ignored: Remark)"
     division = split.divide(seen, [], group=None, count=5, at_most=True)
