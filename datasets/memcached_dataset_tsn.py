@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.memcached_dataset import McRecords
 from datasets.plan.order import uniforms
-from datasets.plan.sampling import Sampling, test_frames, train_frames, uniforms_needed
+from datasets.plan.sampling import Sampling, test_frames, train_frames
 from datasets.plan.train import TEMPORAL  # the same seed draws the same frames as a run
 from utils import renamed
 from utils.errors import UserError
@@ -69,7 +69,7 @@ class McTSNDataset(McRecords):
         """Return the (T,) ordinals of the frames that item i shows now."""
         metadata = self.reader.probe(i)
         if self.mode == "train":
-            u = uniforms(self.seed, self.epoch, i, TEMPORAL, uniforms_needed(self.sampling))
+            u = uniforms(self.seed, self.epoch, i, TEMPORAL, self.sampling.num_segments)
             return train_frames(self.sampling, metadata.frames, metadata.fps, u)
         # (clips, T) -> (clips * T,): ten clips of "dense" are one item.
         return test_frames(self.sampling, metadata.frames, metadata.fps, CLIPS[self.mode]).reshape(-1)

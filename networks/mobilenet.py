@@ -11,6 +11,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.relu6 import ReLU6
+
 # (channels, blocks, stride of the first block) of the seven stages; stage 0 does not expand.
 STAGES = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 EXPANSION = 6  # of all blocks but the first of a stage
@@ -106,7 +108,7 @@ def _conv_bn_relu(
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
-        nn.ReLU6(inplace=True),
+        ReLU6(),
     )
 
 

@@ -114,13 +114,13 @@ def test_a_clip_that_ended_its_reader_twice_is_skipped_again_after_a_resume(
 ) -> None:
     """The second process could read it: the steps are repeated as they were, and end with the same bits."""
     from datasets.lists.records import Records
-    from datasets.plan.order import sample_at
+    from datasets.plan.order import Order
 
     records = Records.load(motion_videos / "lists/train.txt", str(motion_videos), num_class=8)
     (tmp_path / "sitecustomize.py").write_text(CRASHES)  # runs in each reader, as a decoder that runs out of memory
     words = [*SMALL, "common.data.on_bad=skip", "common.data.bad_budget=1.0"]
     calm, other = (make(tmp_path / name, motion_videos, steps=6, val_freq=2, workers=1) for name in ("calm", "other"))
-    deadly = records.path(sample_at(4 * 3 + 1, 0, len(records)))  # of step 3, counted from 0
+    deadly = records.path(Order("shuffled", 0, records)(4 * 3 + 1).sample)  # of step 3, counted from 0
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
         patch.setenv("DEADLY", deadly)

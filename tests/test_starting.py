@@ -80,8 +80,8 @@ def test_bad_videos_before_the_checkpoint_are_complained_of_once(
     exp, command = ours(tmp_path / "exp", motion_videos, 12, steps=6, val_freq=2)
     command += ["--set", "common.data.bad_budget=0.25"]
     cfg = config.load(exp, [word for word in command if "=" in word])
-    sample_at = order.of(cfg.data.order, cfg.seed, loader.records_of(cfg, "train"))
-    fix = spoil(exp, [sample_at(position) for position in (0, 3, 5, 9)])
+    turn_at = order.Order(cfg.data.order, cfg.seed, loader.records_of(cfg, "train"))
+    fix = spoil(exp, [turn_at(position).sample for position in (0, 3, 5, 9)])
     assert main.main(command) == 2
     assert "data.bad_budget allows 3" in capsys.readouterr().err
     assert step_of(exp) == 2

@@ -5,17 +5,30 @@ A step allocates and frees all its activations: for MobileNetV2 that was half of
 still go back: if kept, they break into pieces that fit nothing, and the peak rises by a fifth. The end of
 the heap goes back too when more than 256 MiB of it are free. Otherwise blocks of 4 MiB and more move into the heap step
 by step, and the peak rises by a tenth.
+
+What is handed back comes in huge pages (2 MiB) where the kernel gives them on request: one page fault instead of 512.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 # Numbers of <malloc.h>, and values below 2^31, since mallopt() takes an int.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _CHOSEN = ((_TRIM_THRESHOLD, 256 * 2**20), (_TOP_PAD, 2**20), (_MMAP_THRESHOLD, 4 * 2**20))
 _USERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def use_huge_pages() -> None:
+    """Let PyTorch ask the kernel for huge pages. Call this before the first tensor: PyTorch reads the variable there.
+
+    A variable that the user has set stays. A kernel that gives no pages on request would make PyTorch warn.
+    """
+    if _HUGE_PAGES.is_file() and "[madvise]" in _HUGE_PAGES.read_text():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> bool:

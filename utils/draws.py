@@ -14,9 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 
 _MASK = (1 << 64) - 1
-# Two arbitrary constants ("mixup" and "cutmix" in ASCII) keep these draws apart from others of a seed and step.
-_BETA = 0x6D69787570
-_CUT = 0x6375746D6978
 
 
 @dataclass(frozen=True)
@@ -140,24 +137,14 @@ def prepare(model: nn.Module) -> nn.Module:
     return model
 
 
-def beta(seed: int, step: int, alpha: float) -> float:
-    """Draw Beta(alpha, alpha) once for the whole global batch `step`: mixup's lambda (Zhang et al., ICLR 2018)."""
-    return float(_generator(seed, step, _BETA).beta(alpha, alpha))
+def generator(seed: int, step: int, purpose: int) -> np.random.Generator:
+    """Return a generator for what is drawn once for the whole global batch `step`.
 
-
-def cut(seed: int, step: int, alpha: float) -> tuple[float, float, float, float]:
-    """Draw for CutMix of global batch `step`.
-
-    Returns:
-        (whether to cut, share of the area that stays, centre y, centre x): the share follows Beta(alpha, alpha), the
-        others are uniform in [0, 1).
+    Args:
+        seed: of the run.
+        step: number of the global batch.
+        purpose: keeps different draws of a seed and step apart.
     """
-    generator = _generator(seed, step, _CUT)
-    whether, y, x = generator.random(3).tolist()
-    return whether, float(generator.beta(alpha, alpha)), y, x
-
-
-def _generator(seed: int, step: int, purpose: int) -> np.random.Generator:
     # 128 bits of key: 64 of seed and purpose, 64 of the step, so that no two steps share a stream.
     key = (_mix(seed, purpose) << 64) | (step & _MASK)
     return np.random.Generator(np.random.Philox(key=key))

@@ -88,17 +88,17 @@ def per_clip_loss(
     """
     # In bf16 the logarithm of a small probability would have 8 bits.
     log_probability = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
-    expected = _at(log_probability, labels)
+    losses = functional.nll_loss(log_probability, labels, reduction="none")
 
     if lam != 1.0:
         # In training `partner` is None: the clips were mixed in pairs of neighbours.
         other = mixup.partner(labels) if partner is None else partner
-        expected = lam * expected + (1 - lam) * _at(log_probability, other)
+        losses = lam * losses + (1 - lam) * functional.nll_loss(log_probability, other, reduction="none")
     # Cross entropy is linear in the target, so both changes apply to the terms (B,), not to a target (B, K).
     if label_smooth:
-        expected = (1 - label_smooth) * expected + label_smooth * log_probability.mean(1)
+        losses = (1 - label_smooth) * losses - label_smooth * log_probability.mean(1)
 
-    return -expected
+    return losses
 
 
 def per_clip_bce(
@@ -140,7 +140,3 @@ def _multi_hot(labels: Tensor, like: Tensor) -> Tensor:
     if labels.dim() == 2:
         return labels.to(like.dtype)
     return torch.zeros_like(like).scatter_(1, labels.unsqueeze(1), 1.0)  # (B,) -> (B, K)
-
-
-def _at(log_probability: Tensor, labels: Tensor) -> Tensor:
-    return log_probability.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B, K) -> (B,)

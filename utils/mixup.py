@@ -15,6 +15,10 @@ from torch import Tensor
 
 from utils import draws
 
+# Two arbitrary constants ("mixup" and "cutmix" in ASCII) keep these draws apart from others of a seed and step.
+_MIXUP = 0x6D69787570
+_CUTMIX = 0x6375746D6978
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -38,7 +42,7 @@ def draw(seed: int, step: int, *, mix_up: float | None, cutmix: float | None, sw
         side: height and width of a clip in pixels.
     """
     if cutmix is not None:
-        is_cut, area, y, x = draws.cut(seed, step, cutmix)
+        is_cut, area, y, x = cut(seed, step, cutmix)
         if mix_up is None or is_cut < switch:
             # The box has the drawn area around a centre anywhere in the frame; lam counts the part inside the frame.
             width = int(side * math.sqrt(1 - area))
@@ -50,51 +54,53 @@ def draw(seed: int, step: int, *, mix_up: float | None, cutmix: float | None, sw
 
             return Mix(1 - (y2 - y1) * (x2 - x1) / side**2, (y1, y2, x1, x2))
 
-    return Mix(draws.beta(seed, step, mix_up)) if mix_up is not None else Mix()
+    return Mix(float(draws.generator(seed, step, _MIXUP).beta(mix_up, mix_up))) if mix_up is not None else Mix()
+
+
+def cut(seed: int, step: int, alpha: float) -> tuple[float, float, float, float]:
+    """Draw for CutMix of global batch `step`.
+
+    Returns:
+        (whether to cut, share of the area that stays, centre y, centre x): the share follows Beta(alpha, alpha), the
+        others are uniform in [0, 1).
+    """
+    generator = draws.generator(seed, step, _CUTMIX)
+    whether, y, x = generator.random(3).tolist()
+    return whether, float(generator.beta(alpha, alpha)), y, x
 
 
 def apply(clips: Tensor, how: Mix) -> Tensor:
-    """Return clips (B, C, T, H, W), B even, mixed with their neighbours; the input is not changed."""
-    if how.lam == 1.0:
-        return clips
-    return mix(clips, how.lam) if how.box is None else exchange(clips, how.box)
-
-
-def exchange(clips: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """Exchange a box (y1, y2, x1, x2) of all frames with the neighbour's; keep shape, dtype and memory layout."""
-    _require_pairs(clips)
-    y1, y2, x1, x2 = box
-    out = clips.clone()
-    out[0::2, ..., y1:y2, x1:x2] = clips[1::2, ..., y1:y2, x1:x2]
-    out[1::2, ..., y1:y2, x1:x2] = clips[0::2, ..., y1:y2, x1:x2]
-    return out
-
-
-def mix(clips: Tensor, lam: float) -> Tensor:
-    """Return ``lam * clip + (1 - lam) * neighbour``.
+    """Mix clips with their neighbours: ``lam * clip + (1 - lam) * neighbour``, or the neighbour's pixels in a box.
 
     Args:
-        clips: (B, ...) float, B even; not changed.
-        lam: weight of a clip itself, 0..1.
+        clips: (B, C, T, H, W) float, B even; not changed.
+        how: from `draw`.
 
     Returns:
         The same shape, dtype and memory layout.
+
+    Raises:
+        ValueError: B is odd: the last clip has no neighbour.
     """
-    _require_pairs(clips)
+    if how.lam == 1.0:
+        return clips
+    if len(clips) % 2:
+        raise ValueError(f"mixup needs an even number of clips, got {len(clips)}")
+
+    if how.box is not None:
+        y1, y2, x1, x2 = how.box
+        mixed = clips.clone()
+        mixed[0::2, ..., y1:y2, x1:x2] = clips[1::2, ..., y1:y2, x1:x2]
+        mixed[1::2, ..., y1:y2, x1:x2] = clips[0::2, ..., y1:y2, x1:x2]
+        return mixed
+
     # Both products first: the sums in place must not read rows that have already changed.
-    mixed, other = clips * lam, clips * (1 - lam)
+    mixed, other = clips * how.lam, clips * (1 - how.lam)
     mixed[0::2] += other[1::2]
     mixed[1::2] += other[0::2]
     return mixed
 
 
 def partner(labels: Tensor) -> Tensor:
-    """Return the neighbours' labels: (B, ...) -> (B, ...) with rows 2j and 2j + 1 exchanged."""
-    _require_pairs(labels)
+    """Return the neighbours' labels: (B, ...), B even -> (B, ...) with rows 2j and 2j + 1 exchanged."""
     return labels.view(-1, 2, *labels.shape[1:]).flip(1).view(labels.shape)  # (B, ...) -> (B/2, 2, ...) -> (B, ...)
-
-
-def _require_pairs(rows: Tensor) -> None:
-    # An odd clip has no neighbour.
-    if len(rows) % 2:
-        raise ValueError(f"mixup needs an even number of clips, got {len(rows)}")

@@ -148,7 +148,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
 
         writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, owner=earlier.owner)
-        metrics = scorer(net, cfg, world, protocol, args.chunk)(
+        results = scorer(net, cfg, world, protocol, args.chunk)(
             videos,
             keep=stack.enter_context(watched(exp, cfg, world, name, videos)).passing(writer.keep),
             stop=stop,
@@ -160,11 +160,12 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         # The end: stopped, nothing readable, or a complete result.
         for text in videos.notes():
             print(text, flush=True)
-        if metrics is None:
+        if results is None:
             if stop.trouble:
                 errors.report_error(UserError(f"stopped by {stop.trouble}; run the same command to resume"))
             return STOPPED
 
+        (metrics,) = results  # one head
         if eval_loader.read_nothing(metrics):
             world.barrier()  # every rank has written its last part, so `discard` leaves none behind
             world.on_main(lambda: result_parts.discard(folder))

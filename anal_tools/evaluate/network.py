@@ -205,7 +205,7 @@ def fold_bn(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Modul
 
 def scorer(
     net: nn.Module, cfg: Config, world: World, protocol: Protocol, clips_per_forward: int | None
-) -> Callable[..., dict[str, float] | None]:
+) -> Callable[..., list[dict[str, float]] | None]:
     """Return `utils.engine.evaluate.evaluate` with all arguments that follow from network, config and protocol."""
     from utils.engine.evaluate import evaluate, of_config
 

@@ -51,22 +51,10 @@ def divide(
     videos = samples.videos
     _check_copies(samples, copies)
 
-    # A split by folders or by the table is kept
     if any(one.split for one in videos):
-        unknown = next((one for one in videos if one.split.lower() not in TRAINED + HELD_OUT), None)
-        if unknown is not None:
-            raise UserError(
-                f"{printable(unknown.path)}: its split is {unknown.split!r}; use one of {', '.join(TRAINED + HELD_OUT)}"
-            )
+        return _checked(samples, _given(samples, copies), "")
 
-        places = np.array([0 if one.split.lower() in HELD_OUT else 1 for one in videos])
-        across = next((rows for rows in copies if len({places[row] for row in rows}) > 1), None)
-        if across is not None:
-            names = " and ".join(printable(videos[row].path) for row in across[:2])
-            raise UserError(f"{names} are the same video, one for training and one for validation; remove one of them")
-        return _checked(samples, Split(places, "as given by the folders or the table"), "")
-
-    # Else by groups, joined where copies or clips connect them
+    # Groups, joined where copies or clips connect them
     groups, why = _groups(samples, group)
     kin = [*copies, *_of_one_source(videos)]
     numbers = {name: number for number, name in enumerate(samples.classes)}
@@ -88,6 +76,30 @@ def divide(
         split = divide(samples, copies, group="", count=count)
         why = "groups by names would leave a class on one side, so only neighbours by name stay together"
         return Split(split.places, f"{why}; a person or a recording may be on both sides")
+
+
+def _given(samples: Samples, copies: Sequence[Sequence[int]]) -> Split:
+    """Return the split that the folders or the table give."""
+    videos = samples.videos
+    unknown = next((one for one in videos if one.split.lower() not in TRAINED + HELD_OUT), None)
+    if unknown is not None:
+        raise UserError(
+            f"{printable(unknown.path)}: its split is {unknown.split!r}; use one of {', '.join(TRAINED + HELD_OUT)}"
+        )
+
+    places = np.array([0 if one.split.lower() in HELD_OUT else 1 for one in videos])
+    across = next((rows for rows in copies if len({places[row] for row in rows}) > 1), None)
+    if across is not None:
+        names = " and ".join(printable(videos[row].path) for row in across[:2])
+        raise UserError(f"{names} are the same video, one for training and one for validation; remove one of them")
+
+    # The user's split is kept, whatever it does to the groups; the accuracy may then be that of known persons
+    trained, held_out = (
+        {one.group for one, place in zip(videos, places, strict=True) if place == side} for side in (1, 0)
+    )
+    both = sorted(trained & held_out - {""}, key=natural)
+    note = f"; {listed(f'both sides have the {samples.group_column}', both)}" if both else ""
+    return Split(places, f"as given by the folders or the table{note}")
 
 
 def _groups(samples: Samples, pattern: str | None) -> tuple[list[str] | None, str]:

@@ -260,40 +260,43 @@ def _read_table(table: Path) -> tuple[str, str, list[tuple[int, dict[str, str]]]
 
     # The separator is a character that all lines have; None: spaces
     mark = next((mark for mark in "\t;," if all(mark in line for _, line in lines)), None)
-    fields = [(number, _fields(line, mark)) for number, line in lines]
-    # A header names at least path and label; else the order is fixed
-    names = [cell.strip().lower() for cell in fields[0][1]]
-    keys = {key: next((names.index(name) for name in known if name in names), None) for key, known in _COLUMNS.items()}
-    group_column = ""
-    if keys["path"] is not None and keys["label"] is not None:
-        header = [cell.strip() for cell in fields.pop(0)[1]]
-        group_column = header[keys["group"]] if keys["group"] is not None else ""
-        used = [place for place in keys.values() if place is not None]
-        ignored = [name for place, name in enumerate(header) if place not in used]
-        columns = listed("columns", (header[place] for place in used))
+    fields = [(number, [cell.strip() for cell in _fields(line, mark)]) for number, line in lines]
+    header = fields[0][1]
+    places = _header(header)
+    if places:
+        fields.pop(0)
+        ignored = [name for place, name in enumerate(header) if place not in places.values()]
+        columns = listed("columns", (header[place] for place in places.values()))
         columns += f"; {listed('ignored', ignored)}" if ignored else ""
     else:
-        keys = {
-            key: number if len(names) > number else None for number, key in enumerate(("path", "label", "start", "end"))
-        }
-        columns = listed("no header, so the columns are", (key for key, place in keys.items() if place is not None))
+        places = {key: place for place, key in enumerate(("path", "label", "start", "end")[: len(header)])}
+        columns = listed("no header, so the columns are", places)
 
     rows = []
     for number, cells in fields:
-        row = {key: cells[place].strip() for key, place in keys.items() if place is not None and place < len(cells)}
+        row = {key: cells[place] for key, place in places.items() if place < len(cells)}
         if not row.get("path") or not row.get("label"):
             raise UserError(
                 f"{table}:{number}: expected `path,label` or `path,label,start,end`, found {lines[0][1][:60]!r}"
             )
         rows.append((number, row))
 
-    return columns, group_column, rows
+    # Without a header there is no group column
+    return columns, header[places["group"]] if "group" in places else "", rows
 
 
 _COLUMNS = {
     "path": _PATHS, "label": _LABELS, "start": _STARTS, "end": _ENDS, "split": ("split", "subset", "set"),
     "group": _GROUPS,
 }  # fmt: skip
+
+
+def _header(cells: list[str]) -> dict[str, int]:
+    """Return the place of each column that a header names; {} if the cells are no header: it has path and label."""
+    names = [cell.lower() for cell in cells]
+    found = {key: next((names.index(name) for name in known if name in names), -1) for key, known in _COLUMNS.items()}
+    places = {key: place for key, place in found.items() if place >= 0}
+    return places if {"path", "label"} <= places.keys() else {}
 
 
 def _fields(line: str, mark: str | None) -> list[str]:

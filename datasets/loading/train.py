@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -64,12 +64,12 @@ class _Row:
     """One clip that is being read."""
 
     position: int
-    sample: int  # by the order of the epoch
-    asked: int  # the sample that is read: `sample`, or a substitute
+    turn: orders.Turn
+    asked: int  # the sample that is read: that of `turn`, or a substitute
     place: int  # index in the slot
     tries: int = 0  # substitutes that were tried
     answer: Answer | None = None  # None if it is not yet read, or skipped
-    others: list[_Row] = dataclasses.field(default_factory=list)  # further views, read in the same task
+    others: Sequence[_Row] = ()  # further views, read in the same task
 
 
 @dataclasses.dataclass
@@ -122,14 +122,13 @@ class TrainLoader(Loader):
 
         self.spec = spec
         self.seed = seed
-        self._videos = len(records)
         self.shards = shards
         self._micro_batches = shards.micro_batches
 
         self.ledger = Ledger(len(records), options.bad_budget, options.on_bad)
         self._replay = set(replay)
-        self._num_sample = num_sample
-        self._sample_at = orders.of(order, seed, records, batch_size=shards.batch_size, num_sample=num_sample)
+        self._turn_at = orders.Order(order, seed, records, batch_size=shards.batch_size, num_sample=num_sample)
+        self._tasks = shards.batch_size // (num_sample if self._reads_views_together else 1)  # of a shard
         self._substitutes = Substitutes(records.labels)
         self._next, self._stop = start, stop
 
@@ -262,9 +261,14 @@ class TrainLoader(Loader):
             for micro_batch in self._micro_batches:
                 for shard in micro_batch:
                     for position in self.shards.positions(self._next, shard):
-                        sample = self._sample_at(position)
-                        rows.append(_Row(position, sample, sample, len(rows)))
-                    tasks += self._grouped(rows[-self.shards.batch_size :])
+                        turn = self._turn_at(position)
+                        rows.append(_Row(position, turn, turn.sample, len(rows)))
+
+                    # A shard lists view 0 of all its videos, then view 1, ...; one task reads all views of a video.
+                    shard_rows = rows[-self.shards.batch_size :]
+                    for number, row in enumerate(shard_rows[: self._tasks]):
+                        row.others = shard_rows[number + self._tasks :: self._tasks]
+                        tasks.append(row)
 
             step = _Step(self._next, self._free.pop(), rows, len(tasks))
             self._steps.append(step)
@@ -272,17 +276,6 @@ class TrainLoader(Loader):
             # After the step is complete: a task of `replay` fails at once, which changes the step.
             for row in tasks:
                 self._ask(step, row)
-
-    def _grouped(self, rows: list[_Row]) -> list[_Row]:
-        """Return the rows of a shard that get a task. Attach further views of the same frames to them."""
-        turns = len(rows) // self._num_sample
-        if not self._reads_views_together or turns == len(rows):
-            return rows
-
-        for number, row in enumerate(rows[:turns]):
-            # A shard lists view 0 of all its videos, then view 1, ...
-            row.others = rows[number + turns :: turns]
-        return rows[:turns]
 
     def _ask(self, step: _Step, row: _Row) -> None:
         if (row.position, row.asked) in self._replay:
@@ -292,19 +285,16 @@ class TrainLoader(Loader):
 
         self._number += 1
         self._where[self._number] = (step, row)
-        size, count = self.shards.batch_size, self._num_sample
-        turn, view = orders.turn_of(row.position, size, count)
 
         task = ReadClip(
             row.asked,
-            turn // self._videos,
+            row.turn.epoch,
             row.position,
             step.slot,
             # Rows of a step lie in the slot in their order, so that a micro-batch is one contiguous array.
             row.place * self._place_bytes,
             self._wish(row.asked),
-            # The position of view 0 of the same video, which draws the frames for all views.
-            frames_of=row.position - view * (size // count),
+            frames_of=row.turn.first,
             views=tuple((other.position, other.place * self._place_bytes) for other in row.others),
         )
         self.service.submit(self._number, task)
@@ -331,7 +321,8 @@ class TrainLoader(Loader):
         following = None
         if self.options.on_bad == "substitute" and row.tries < MAX_SUBSTITUTES:
             following = self._substitutes.after(row.asked)
-            following = None if following == row.sample else following  # back at the start: all of the label were tried
+            if following == row.turn.sample:  # back at the start: all of the label were tried
+                following = None
 
         action = "skipped (weight 0)" if following is None else f"replaced by sample {following}"
         action = "the run stops" if self.options.on_bad == "error" else action
@@ -353,7 +344,8 @@ class TrainLoader(Loader):
             first += len(rows)
 
             plans = [row.answer.plan if row.answer else None for row in rows]
-            samples = [row.asked if row.answer else row.sample for row in rows]  # a substitute shows its own labels
+            # A substitute shows its own labels.
+            samples = [row.asked if row.answer else row.turn.sample for row in rows]
 
             if self.records.multi_label:
                 labels = torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))

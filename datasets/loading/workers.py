@@ -10,6 +10,7 @@ is closed.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import socket
@@ -44,7 +45,6 @@ from utils.signals import end_with_parent
 
 if TYPE_CHECKING:
     from datasets.plan.crops import Box
-    from datasets.plan.metadata import VideoMetadata
     from datasets.plan.train import Plan
     from datasets.scan.file import Examiner
 
@@ -135,7 +135,13 @@ class ReadHandler:
         if answer.stored is None:
             shape = (len(plan.frames), *plan.size, 3)
             outs = [self.slots[task.slot].view(offset, shape) for _, offset in places]
-            _read_views(reader, metadata, [plan, *views], outs)
+            whole = (len(plan.frames), metadata.height, metadata.width, 3)
+            # Views of the same frames are cut from one decode, unless the whole frames take too much memory.
+            if views and math.prod(whole) <= _WHOLE_BYTES:
+                _cut(reader, np.empty(whole, np.uint8), [plan, *views], outs)
+            else:
+                for one, out in zip((plan, *views), outs, strict=True):
+                    reader.read(one.sample, one.frames, one.box, one.size, out)
         return answer
 
     def _video(self, number: int, task: ReadVideo, reader: Reader) -> Answer:
@@ -188,17 +194,10 @@ class ReadHandler:
         return Answer(number, result=Dumper(self.records, self.setup.reader.missing_share).answer(number, task))
 
 
-def _read_views(reader: Reader, metadata: VideoMetadata, plans: list[Plan], outs: list[np.ndarray]) -> None:
-    """Read several views of the same frames. Decode once, unless the whole frames take too much memory."""
-    frames = plans[0].frames
-    if len(plans) == 1 or len(frames) * metadata.height * metadata.width * 3 > _WHOLE_BYTES:
-        for plan, out in zip(plans, outs, strict=True):
-            reader.read(plan.sample, frames, plan.box, plan.size, out)
-        return
-
-    size = (metadata.height, metadata.width)
-    whole = np.empty((len(frames), *size, 3), np.uint8)
-    reader.read(plans[0].sample, frames, None, size, whole)
+def _cut(reader: Reader, whole: np.ndarray, plans: list[Plan], outs: list[np.ndarray]) -> None:
+    """Read the frames of several views at once into `whole` (T, H, W, 3), and cut each view from them."""
+    size = whole.shape[1:3]
+    reader.read(plans[0].sample, plans[0].frames, None, size, whole)
     for plan, out in zip(plans, outs, strict=True):
         for image, row in zip(whole, out, strict=True):
             place(image, plan.box, size, row)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,42 +85,52 @@ def _permutation(random_words: NDArray[np.uint64]) -> NDArray[np.int64]:
     return permutation
 
 
-def sample_at(position: int, seed: int, n: int) -> int:
-    """Return the index of the video at a global position, 0..n-1."""
-    return int(order(seed, position // n, n)[position % n])
+@dataclass(frozen=True)
+class Turn:
+    """The turn of a global position, and its view of it.
 
-
-def turn_of(position: int, batch_size: int, num_sample: int) -> tuple[int, int]:
-    """Return (turn, view) of a position. Turns run through epochs without end, views are 0..num_sample - 1.
-
-    Args:
-        position: global position.
-        batch_size: clips per shard, a multiple of num_sample.
-        num_sample: views of a video in a shard; with 1 the turn is the position.
+    Attributes:
+        sample: index of the video.
+        epoch: of the numbers that it draws.
+        view: 0..num_sample - 1.
+        first: position of view 0 of the same turn, whose frames all its views show.
     """
-    shard, row = divmod(position, batch_size)
-    turns = batch_size // num_sample
-    return shard * turns + row % turns, row // turns
+
+    sample: int
+    epoch: int
+    view: int
+    first: int
 
 
-def of(kind: str, seed: int, records: Records, *, batch_size: int = 1, num_sample: int = 1) -> Callable[[int], int]:
-    """Return the function position -> index of the video, for `data.order`.
+class Order:
+    """Turn global positions into videos, for `data.order`.
 
     Args:
         kind: "shuffled" or "class_balanced".
         seed: of the run.
         records: the training list.
-        batch_size, num_sample: see `turn_of`.
+        batch_size: clips per shard, a multiple of num_sample.
+        num_sample: views of a video in a shard; with 1 the turn is the position.
     """
-    if kind not in ("shuffled", "class_balanced"):
-        raise ValueError(f"data.order is {kind!r}; it must be shuffled or class_balanced")
 
-    if kind == "class_balanced":
-        at: Callable[[int], int] = ClassBalanced(seed, records.members())
-    else:
-        at = functools.partial(sample_at, seed=seed, n=len(records))
+    def __init__(self, kind: str, seed: int, records: Records, *, batch_size: int = 1, num_sample: int = 1) -> None:
+        if kind not in ("shuffled", "class_balanced"):
+            raise ValueError(f"data.order is {kind!r}; it must be shuffled or class_balanced")
 
-    return at if num_sample == 1 else lambda position: at(turn_of(position, batch_size, num_sample)[0])
+        self._seed, self._videos = seed, len(records)
+        self._balanced = ClassBalanced(seed, records.members()) if kind == "class_balanced" else None
+        self._batch_size, self._turns = batch_size, batch_size // num_sample
+
+    def __call__(self, position: int) -> Turn:
+        """Return what a position reads. Earlier calls make no difference."""
+        shard, row = divmod(position, self._batch_size)
+        view, place = divmod(row, self._turns)
+
+        # Turns run through epochs without end.
+        turn = shard * self._turns + place
+        epoch, place = divmod(turn, self._videos)
+        sample = self._balanced(turn) if self._balanced else int(order(self._seed, epoch, self._videos)[place])
+        return Turn(sample, epoch, view, first=position - view * self._turns)
 
 
 class ClassBalanced:

@@ -66,11 +66,6 @@ def sampling_of(cfg: Config) -> Sampling:
     return Sampling(cfg.data.sampling, cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval)
 
 
-def uniforms_needed(s: Sampling) -> int:
-    """Return how many uniforms `train_frames` takes, which is the same for every video."""
-    return s.num_segments if _PRESETS[s.preset].per_segment else 1
-
-
 def train_frames(s: Sampling, num_frames: int, fps: float, u: Floats) -> Ints:
     """Return the frames of one training clip.
 
@@ -78,7 +73,7 @@ def train_frames(s: Sampling, num_frames: int, fps: float, u: Floats) -> Ints:
         s: the preset.
         num_frames: n >= 1, frames of the video.
         fps: frame rate of the video (used by `pyslowfast`; 0 if unknown).
-        u: `uniforms_needed(s)` numbers in [0, 1).
+        u: (S,) numbers in [0, 1); a preset that draws one window takes the first.
 
     Returns:
         (T,) 0-based ordinals, all in 0..n-1.
@@ -171,13 +166,12 @@ def _mmaction2_clips(s: Sampling) -> int | None:
 
 @dataclass(frozen=True)
 class _Preset:
-    """A train rule, a test rule, the fields of Sampling that it uses, and how it draws."""
+    """A train rule, a test rule, and the fields of Sampling that it uses."""
 
     train: Callable[[Sampling, int, float, Floats], Ints]
     test: Callable[[Sampling, int, float, int], Ints]
     most_clips: Callable[[Sampling], int | None]  # None: any number
     numbers: tuple[str, ...] = ("num_segments",)
-    per_segment: bool = True  # one uniform per segment, else one per clip
 
     def fits(self, s: Sampling, num_clips: int) -> bool:
         """Return True if this preset allows the numbers of `s` with `num_clips` test clips."""
@@ -199,7 +193,6 @@ _PRESETS: dict[str, _Preset] = {
         lambda s, n, fps, u: rules.tsm_dense_train(n, s.num_segments, float(u[0])),
         _dense_test,
         _at_most(None),
-        per_segment=False,
     ),
     "mmaction2_0x": _Preset(
         _mmaction2_train,
@@ -218,7 +211,6 @@ _PRESETS: dict[str, _Preset] = {
         _pyslowfast_test,
         _at_most(None),
         _ALL,
-        per_segment=False,
     ),
     "pp": _Preset(
         lambda s, n, fps, u: rules.pp_tsn_train(n, s.num_segments, u),
@@ -236,14 +228,12 @@ _PRESETS: dict[str, _Preset] = {
         _videomae_test,
         _at_most(None),
         _ALL,
-        per_segment=False,
     ),
     "vjepa2": _Preset(
-        lambda s, n, fps, u: rules.vjepa2(n, s.frames_per_clip, s.frame_interval, u),
+        lambda s, n, fps, u: rules.vjepa2(n, s.frames_per_clip, s.frame_interval, u[:1]),
         lambda s, n, fps, clips: rules.vjepa2(n, s.frames_per_clip, s.frame_interval, np.full(clips, 0.5)),
         _at_most(None),
         _ALL,
-        per_segment=False,
     ),
     "one_per_segment": _Preset(
         lambda s, n, fps, u: rules.one_per_segment_train(n, s.num_segments, u),

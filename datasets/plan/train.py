@@ -18,7 +18,7 @@ from datasets.plan import crops, ops
 from datasets.plan.crops import Box, Size
 from datasets.plan.metadata import VideoMetadata, check_metadata
 from datasets.plan.order import uniforms
-from datasets.plan.sampling import Sampling, sampling_of, train_frames, uniforms_needed
+from datasets.plan.sampling import Sampling, sampling_of, train_frames
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Draws:
     """The uniforms of one clip. Their number does not depend on the video.
 
     Attributes:
-        temporal: (uniforms_needed,).
+        temporal: (S,), one for each segment.
         crop: `crops.RANDOM_RESIZED_UNIFORMS` numbers; each crop uses as many as it needs.
         ops: name -> (F, uniforms of the augmentation).
     """
@@ -120,7 +120,7 @@ def draw(seed: int, epoch: int, position: int, spec: TrainSpec, *, frames_of: in
 
     return Draws(
         temporal=uniforms(
-            seed, epoch, position if frames_of is None else frames_of, TEMPORAL, uniforms_needed(spec.sampling)
+            seed, epoch, position if frames_of is None else frames_of, TEMPORAL, spec.sampling.num_segments
         ),
         # Always draw the largest number needed, so that changing the crop does not change any other draw.
         crop=uniforms(seed, epoch, position, _CROP, crops.RANDOM_RESIZED_UNIFORMS).tolist(),

@@ -122,6 +122,14 @@ def test_a_column_of_persons_keeps_each_on_one_side(tmp_path: Path) -> None:
         sorted(places, key=lambda who: places[who])
     )
 
+    # A split of the user's is kept, and the persons that it has on both sides are named
+    kept = ["val" if who == "dee" else "train" for who in persons]
+    for column, note in ((kept, ""), (["val", *kept[1:]], "; both sides have the Person: ann")):
+        given = [f"{row},{side}" for row, side in zip(rows, column, strict=True)]
+        (root / "t.csv").write_text("\n".join(["File, Class, Person ,Remark,split", *given]))
+        division = split.divide(videos.look(root), [], group=None, count=5)
+        assert division.why == f"as given by the folders or the table{note}"
+
     # Without a header the columns have a fixed order, and without a table beside the videos the message tells where
     (root / "t.csv").write_text("0.mp4,wave\n1.mp4,bend\n")
     assert videos.look(root).source == "t.csv (no header, so the columns are: path, label)"

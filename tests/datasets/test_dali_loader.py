@@ -17,7 +17,7 @@ from datasets.loading.base import LoaderOptions
 from datasets.loading.eval import EvalLoader
 from datasets.loading.pool import Pool
 from datasets.loading.train import Batch, TrainLoader
-from datasets.plan.order import sample_at
+from datasets.plan.order import Order
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.datasets.specs import reader_spec, train_spec
@@ -155,7 +155,7 @@ def test_bad_files_cost_their_sample_and_are_told_as_elsewhere(folder: Path, tmp
 
 def test_a_journalled_time_out_fails_again_without_being_read(records: Records) -> None:
     options = dataclasses.replace(OPTIONS, on_bad="substitute", bad_budget=0.5)
-    first = sample_at(0, 5, VIDEOS)
+    first = Order("shuffled", 5, records)(0).sample
     with DaliTrainLoader(records, SPEC, options, seed=5, shards=shards(), stop=1, replay=[(0, first)]) as loader:
         _, batches = next(loader)
         assert batches[0].samples[0] != first

@@ -63,23 +63,25 @@ def samplings(*, presets: tuple[str, ...] = CONVOLUTIONAL) -> list[Sampling]:
     return all_samplings
 
 
+class Members:
+    """A list of 23 videos in three classes."""
+
+    def __len__(self) -> int:
+        return 23
+
+    def members(self) -> list[np.ndarray]:
+        return [np.arange(0, 5), np.arange(5, 6), np.arange(6, 23)]
+
+
+MEMBERS: Any = Members()
+
+
 def orders() -> str:
     """Digest the shuffled and the class-balanced order."""
-
-    class Members:
-        """A list of 23 videos in three classes."""
-
-        def __len__(self) -> int:
-            return 23
-
-        def members(self) -> list[np.ndarray]:
-            return [np.arange(0, 5), np.arange(5, 6), np.arange(6, 23)]
-
-    members: Any = Members()
     digest = Digest()
     for kind, seed in itertools.product(("shuffled", "class_balanced"), (0, 1, 2**40 + 7)):
-        at = order.of(kind, seed, members)
-        digest.add(kind, [at(position) for position in (*range(60), 10_000_019)])
+        at = order.Order(kind, seed, MEMBERS)
+        digest.add(kind, [at(position).sample for position in (*range(60), 10_000_019)])
     return digest.sha.hexdigest()
 
 
@@ -130,15 +132,16 @@ def recipe_plans() -> str:
         random_erasing=(0.25, 0.02, 0.333, 0.3),
         random_erasing_mode="pixel",
     )
+    at = order.Order("shuffled", 3, MEMBERS, batch_size=8, num_sample=2)
     for position in (*range(40), 10_000_019):
-        turn, view = order.turn_of(position, 8, 2)
-        clip_plan = plan.resolve(
-            plan.draw(3, turn // 23, position, spec, frames_of=position - 4 * view), VIDEOS[-1], spec, 5
-        )
-        digest.add([turn, view], clip_plan.frames, clip_plan.box, clip_plan.ops["randaugment"][..., 0].astype(int))
+        shown = at(position)
+        turn = shown.first // 8 * 4 + shown.first % 8  # half of the positions are second views
+        clip_plan = plan.resolve(plan.draw(3, shown.epoch, position, spec, frames_of=shown.first), VIDEOS[-1], spec, 5)
+        operations = clip_plan.ops["randaugment"][..., 0].astype(int)
+        digest.add([turn, shown.view], clip_plan.frames, clip_plan.box, operations)
         digest.add(clip_plan.ops["random_erasing"])
     for rule, metadata, seed in itertools.product(samplings(presets=TRANSFORMERS), VIDEOS, (0, 1)):
-        drawn = order.uniforms(seed, 0, 7, plan.TEMPORAL, sampling.uniforms_needed(rule))
+        drawn = order.uniforms(seed, 0, 7, plan.TEMPORAL, rule.num_segments)
         digest.add(sampling.train_frames(rule, metadata.frames, metadata.fps, drawn))
         digest.add(*(sampling.test_frames(rule, metadata.frames, metadata.fps, clips) for clips in (1, 2, 5)))
     digest.add(*(views.EVAL_CROPS["three_vjepa2"].boxes(w, h, 56) for w, h in ((99, 56), (56, 100), (56, 56))))

@@ -14,7 +14,7 @@ from datasets.lists.records import Records
 from datasets.loading.base import LoaderOptions
 from datasets.loading.eval import EvalLoader
 from datasets.loading.train import Batch, TrainLoader
-from datasets.plan.order import sample_at
+from datasets.plan.order import Order
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.datasets.specs import reader_spec, train_spec
@@ -106,7 +106,7 @@ def test_batches_have_the_shapes_and_samples_of_the_order(records: Records) -> N
     assert list(batch.drawn) == list(shapes), "in the order of application"
     assert batch.labels.dtype == torch.int64
     assert batch.positions == list(plan.positions(2, batch.shards[0]))
-    assert batch.samples == [sample_at(position, 5, VIDEOS) for position in batch.positions]
+    assert batch.samples == [Order("shuffled", 5, records)(position).sample for position in batch.positions]
     assert batch.labels.tolist() == [sample % 2 for sample in batch.samples]
 
 
@@ -137,7 +137,7 @@ def test_views_of_a_video_are_those_of_a_reader_that_reads_each_alone(records: R
     for position, (sample, clip) in views.items():
         shard, row = divmod(position, 4)
         turn = 2 * shard + row % 2
-        assert sample == sample_at(turn, 5, VIDEOS)
+        assert sample == Order("shuffled", 5, records)(turn).sample
         first = position if row < 2 else position - 2
         drawn = draw(5, turn // VIDEOS, position, REPEATED, frames_of=first)
         plan = resolve(drawn, reader.probe(sample), REPEATED, sample)
@@ -241,7 +241,7 @@ def test_substitute_is_the_next_of_the_label_with_the_same_draws(with_broken: Re
             )
         }
         for position, (sample, label, weight) in shown.items():
-            due = sample_at(position, 5, 6)
+            due = Order("shuffled", 5, with_broken)(position).sample
             assert sample == {0: 2, 3: 2}.get(due, due)
             assert (label, weight) == (int(with_broken.labels[due]), 1.0)
 
@@ -263,7 +263,7 @@ def test_above_the_budget_the_run_stops_and_names_the_worst(with_broken: Records
 
 def test_a_journalled_time_out_fails_again_without_being_read(records: Records) -> None:
     options = dataclasses.replace(OPTIONS, on_bad="substitute", bad_budget=0.5)
-    first = sample_at(0, 5, VIDEOS)
+    first = Order("shuffled", 5, records)(0).sample
     with TrainLoader(records, SPEC, options, seed=5, shards=shards(), stop=1, replay=[(0, first)]) as loader:
         _, batches = next(loader)
         assert batches[0].samples[0] != first

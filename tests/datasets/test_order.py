@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import Any
 
@@ -10,11 +11,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.plan.order import PLAN, of, order, sample_at, turn_of, uniforms, words
+from datasets.plan.order import PLAN, Order, order, uniforms, words
 
 ORDER_0_0_10 = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 ORDER_1_5_10 = [8, 3, 5, 6, 1, 2, 7, 0, 4, 9]
 UNIFORMS_1_2_3_4 = [0.8231355163718505, 0.9360175269087738]
+
+
+class Listed:
+    """A list of videos with these labels, as `Order` sees it."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = np.array(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def members(self) -> list[np.ndarray]:
+        return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+
+
+UNEVEN: Any = Listed([0] * 7 + [3] * 2 + [5])
+SEVEN: Any = Listed([0] * 7)
+MANY: Any = Listed([0] * 23)
 
 
 @settings(deadline=None)
@@ -24,8 +43,9 @@ def test_each_epoch_is_a_permutation(seed: int, epoch: int, n: int) -> None:
 
 
 def test_positions_run_through_epochs() -> None:
-    n = 23
-    got = [sample_at(p, 7, n) for p in range(5 * n)]
+    n, at = 23, Order("shuffled", 7, MANY)
+    assert [at(p).epoch for p in range(5 * n)] == [p // n for p in range(5 * n)]
+    got = [at(p).sample for p in range(5 * n)]
     for epoch in range(5):
         assert got[epoch * n : (epoch + 1) * n] == order(7, epoch, n).tolist()
     assert len({tuple(got[i : i + n]) for i in range(0, 5 * n, n)}) == 5
@@ -92,33 +112,17 @@ def test_order_has_no_visible_pattern() -> None:
     assert abs(np.corrcoef(got, np.arange(20_000))[0, 1]) < 0.03
 
 
-class Listed:
-    """A list of videos with these labels, as `order.of` sees it."""
-
-    def __init__(self, labels: list[int]) -> None:
-        self.labels = np.array(labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def members(self) -> list[np.ndarray]:
-        return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
-
-
-UNEVEN: Any = Listed([0] * 7 + [3] * 2 + [5])
 BALANCED_0 = [2, 7, 9, 9, 8, 5, 7, 6, 9, 1, 9, 8]
 
 
-def test_shuffled_is_the_order_of_old() -> None:
-    at = of("shuffled", 7, UNEVEN)
-    assert [at(p) for p in range(25)] == [sample_at(p, 7, len(UNEVEN)) for p in range(25)]
+def test_an_unknown_order_is_refused() -> None:
     with pytest.raises(ValueError, match="must be shuffled or class_balanced"):
-        of("sorted", 7, UNEVEN)
+        Order("sorted", 7, UNEVEN)
 
 
 def test_class_balanced_shows_each_class_once_a_round() -> None:
-    at = of("class_balanced", 1, UNEVEN)
-    got = np.array([at(p) for p in range(3 * 700)])
+    at = Order("class_balanced", 1, UNEVEN)
+    got = np.array([at(p).sample for p in range(3 * 700)])
     labels = UNEVEN.labels[got].reshape(-1, 3)
     assert (np.sort(labels, 1) == [0, 3, 5]).all()
     assert len(np.unique(labels, axis=0)) == 6, "the classes of a round come in any order"
@@ -130,39 +134,39 @@ def test_class_balanced_shows_each_class_once_a_round() -> None:
 
 
 def test_class_balanced_is_a_function_of_the_position() -> None:
-    forwards, backwards = of("class_balanced", 4, UNEVEN), of("class_balanced", 4, UNEVEN)
+    forwards, backwards = Order("class_balanced", 4, UNEVEN), Order("class_balanced", 4, UNEVEN)
     positions = list(range(300))
     assert [backwards(p) for p in reversed(positions)][::-1] == [forwards(p) for p in positions]
-    other = of("class_balanced", 5, UNEVEN)
-    assert [other(p) for p in positions] != [forwards(p) for p in positions]
+    other = Order("class_balanced", 5, UNEVEN)
+    assert [other(p).sample for p in positions] != [forwards(p).sample for p in positions]
 
 
 def test_known_values_of_class_balanced() -> None:
     """Like `test_known_values`: a change here changes what stored runs train on."""
-    at = of("class_balanced", 0, UNEVEN)
-    assert [at(p) for p in range(12)] == BALANCED_0
+    at = Order("class_balanced", 0, UNEVEN)
+    assert [at(p).sample for p in range(12)] == BALANCED_0
 
 
 @settings(deadline=None)
 @given(turns=st.integers(1, 12), num_sample=st.integers(1, 5), shard=st.integers(0, 10**9))
 def test_a_shard_holds_all_views_of_its_videos(turns: int, num_sample: int, shard: int) -> None:
     size = turns * num_sample
-    turns_and_views = [turn_of(shard * size + row, size, num_sample) for row in range(size)]
-    assert turns_and_views == [(shard * turns + turn, view) for view in range(num_sample) for turn in range(turns)]
+    at, once = (Order("shuffled", 3, SEVEN, batch_size=size, num_sample=views) for views in (num_sample, 1))
+    for row in range(size):
+        view, place = divmod(row, turns)
+        shown, alone = at(shard * size + row), once(shard * turns + place)
+        assert (shown.sample, shown.epoch) == (alone.sample, alone.epoch), "the turn is a position of one view"
+        assert (shown.view, shown.first) == (view, shard * size + place)
 
 
 def test_one_view_is_the_order_as_it_was() -> None:
-    class Seven:
-        def __len__(self) -> int:
-            return 7
-
-    seven: Any = Seven()
-    one_view, once, twice = (of("shuffled", 3, seven, **words) for words in ({}, {"batch_size": 4}, TWICE))
+    one_view, once, twice = (Order("shuffled", 3, SEVEN, **words) for words in ({}, {"batch_size": 4}, TWICE))
     positions = range(280)
     assert [one_view(p) for p in positions] == [once(p) for p in positions]
-    epoch = [twice(p) for p in range(140)]  # 35 shards of 2 turns: 10 epochs of 7 turns
+    epoch = [twice(p).sample for p in range(140)]  # 35 shards of 2 turns: 10 epochs of 7 turns
     assert all(epoch.count(video) == 20 for video in range(7))
-    assert all(twice(4 * shard + row) == twice(4 * shard + row + 2) for shard in range(35) for row in (0, 1))
+    for first in (4 * shard + row for shard in range(35) for row in (0, 1)):
+        assert twice(first + 2) == dataclasses.replace(twice(first), view=1)
 
 
 TWICE = {"batch_size": 4, "num_sample": 2}

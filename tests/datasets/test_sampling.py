@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.plan import rules
-from datasets.plan.sampling import PRESETS, Sampling, check_clips, test_frames, train_frames, uniforms_needed
+from datasets.plan.sampling import PRESETS, Sampling, check_clips, test_frames, train_frames
 from tests import golden
 from utils.errors import UserError
 
@@ -169,7 +169,7 @@ def test_settings_cover_all_presets() -> None:
 
 @pytest.mark.parametrize("s", SETTINGS, ids=str)
 def test_every_length_stays_in_range(s: Sampling) -> None:
-    count = uniforms_needed(s)
+    count = s.num_segments
     rng = np.random.default_rng(1)
     for n in range(1, 201):
         for u in (np.zeros(count), np.full(count, BELOW_ONE), rng.random(count)):
@@ -198,7 +198,7 @@ def test_every_length_stays_in_range(s: Sampling) -> None:
     seed=st.integers(0),
 )
 def test_any_draw_stays_in_range(s: Sampling, n: int, fps: float, seed: int) -> None:
-    u = np.random.default_rng(seed).random(uniforms_needed(s))
+    u = np.random.default_rng(seed).random(s.num_segments)
     for frames in (train_frames(s, n, fps, u), test_frames(s, n, fps)):
         assert frames.min() >= 0
         assert frames.max() < n

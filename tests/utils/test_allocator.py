@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.experiment import make
+from utils import allocator
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two steps that take blocks of 1 to 3 MiB and free them in the reverse order, as a backward pass does with activations:
@@ -26,6 +30,19 @@ for step in range(2):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+# Takes and gives back blocks of 8 MiB, which malloc() hands back to the kernel: page faults, and kB in huge pages.
+LARGE = """
+import resource, sys, torch
+import main
+from pathlib import Path
+if sys.argv[1] == "train":
+    assert main.train(Path(sys.argv[2])) == 0
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    block = torch.empty(2**21).fill_(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
 """
 on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
 
@@ -60,3 +77,36 @@ def test_a_step_after_the_first_gets_no_new_pages_and_the_peak_stays() -> None:
 def test_numbers_of_the_user_stay() -> None:
     assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
     assert faults("kept", GLIBC_TUNABLES="glibc.malloc.top_pad=131072")[0] == "False"
+
+
+def large(*words: str | Path, **variables: str) -> tuple[int, int]:
+    env = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    argv = [sys.executable, "-c", LARGE, *map(str, words)]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    count, huge = done.stdout.split()[-2:]
+    return int(count), int(huge)
+
+
+@pytest.mark.system
+@on_glibc
+def test_a_training_on_the_cpu_takes_huge_pages(tmp_path: Path, motion_videos: Path) -> None:
+    pages = allocator._HUGE_PAGES
+    if not pages.is_file() or "[madvise]" not in pages.read_text():
+        pytest.skip("this kernel gives no huge pages on request")
+    plain, none = large("plain")
+    count, huge = large("train", make(tmp_path / "exp", motion_videos, steps=3))
+    assert none == 0, "PyTorch asks for huge pages by itself: the call is not needed any more"
+    assert huge > 0, "main.train sets the variable before PyTorch makes its first tensor"
+    assert count < plain / 2
+    other = make(tmp_path / "other", motion_videos, steps=3)
+    assert large("train", other, THP_MEM_ALLOC_ENABLE="0")[1] == 0, "a user's variable stays"
+
+
+def test_no_variable_without_huge_pages_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    monkeypatch.setattr(allocator, "_HUGE_PAGES", tmp_path / "enabled")
+    for text in (None, "always madvise [never]", "[always] madvise never"):
+        if text:
+            (tmp_path / "enabled").write_text(text)
+        allocator.use_huge_pages()
+        assert "THP_MEM_ALLOC_ENABLE" not in os.environ

@@ -125,17 +125,6 @@ def test_keys_come_from_names_and_survive_a_copy() -> None:
         assert torch.equal(copy.deepcopy(net)(torch.ones(2, 9)), net(torch.ones(2, 9)))
 
 
-def test_beta_is_a_function_of_seed_and_step_with_the_right_moments() -> None:
-    assert draws.beta(3, 7, 0.2) == draws.beta(3, 7, 0.2)
-    values = torch.tensor([draws.beta(3, step, 0.2) for step in range(4000)], dtype=torch.float64)
-    assert len(values.unique()) > 3900
-    assert values.min() >= 0.0
-    assert values.max() <= 1.0
-    assert abs(float(values.mean()) - 0.5) < 0.02
-    assert abs(float(values.var()) - 1 / (4 * (2 * 0.2 + 1))) < 0.01  # Var Beta(a, a) = 1 / (4 (2a + 1))
-    assert draws.beta(4, 7, 0.2) != draws.beta(3, 7, 0.2)
-
-
 def test_drop_path_drops_whole_rows_at_its_rate() -> None:
     net = draws.prepare(nn.Sequential(DropPath(0.3)))
     x = torch.rand(2000, 3, 5, dtype=torch.float64) + 1

@@ -126,9 +126,10 @@ def test_a_decode_that_hangs_in_the_rank_is_named(tmp_path: Path, motion_videos:
     done = forked.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 70, done.stderr
     from datasets.lists.records import Records
-    from datasets.plan.order import sample_at
+    from datasets.plan.order import Order
 
-    name = Records.load(motion_videos / "lists/train.txt", motion_videos, num_class=8).path(sample_at(9, 0, 48))
+    records = Records.load(motion_videos / "lists/train.txt", motion_videos, num_class=8)
+    name = records.path(Order("shuffled", 0, records)(9).sample)
     assert "hangs: data of iteration 3 has taken" in done.stderr
     assert name in (exp / "log.txt").read_text()
     (report,) = hang_files(exp)

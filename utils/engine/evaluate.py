@@ -33,14 +33,15 @@ def evaluate(
     keep: Callable[[VideoItem, torch.Tensor | None], None] | None = None,
     stop: StopFlag | None = None,
     earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
-) -> dict[str, float] | None:
+    heads: int = 0,
+) -> list[dict[str, float]] | None:
     """Score every video exactly once over all ranks. Nothing else in the project scores videos.
 
     A video that cannot be read counts as wrong. All ranks do the same number of rounds, so that they can agree in each
     round whether to stop. When memory runs out, the evaluation continues with fewer views per forward pass.
 
     Args:
-        net: clips (N, C, T, H, W) -> logits (N, K); it is put into evaluation mode.
+        net: clips (N, C, T, H, W) -> logits (N, K), or (N, heads, K); it is put into evaluation mode.
         videos: the loader.
         world: the ranks.
         num_class: K.
@@ -51,45 +52,10 @@ def evaluate(
         keep: called with (item, logits (V, K) float32, None for a failed video).
         stop: stops the evaluation after a round in which any rank has received a signal.
         earlier: (sample, logits (V, K)) of videos scored by an earlier process, each on one rank only. They count too.
+        heads: number of heads of a probe that answer side by side; 0: the network has one answer.
 
     Returns:
-        The result of `metrics.Tally.metrics`; None if a signal stopped the evaluation.
-    """
-    results = evaluate_heads(
-        net,
-        videos,
-        heads=0,
-        world=world,
-        num_class=num_class,
-        normalise=normalise,
-        autocast=autocast,
-        clips_per_forward=clips_per_forward,
-        average=average,
-        keep=keep,
-        stop=stop,
-        earlier=earlier,
-    )
-    return results[0] if results else None
-
-
-def evaluate_heads(
-    net: torch.nn.Module,
-    videos: EvalLoader,
-    *,
-    heads: int,
-    world: World,
-    num_class: int,
-    normalise: Callable[[torch.Tensor], torch.Tensor],
-    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-    clips_per_forward: int | None = 32,
-    average: str = "prob",
-    keep: Callable[[VideoItem, torch.Tensor | None], None] | None = None,
-    stop: StopFlag | None = None,
-    earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
-) -> list[dict[str, float]] | None:
-    """Score like `evaluate`, for a network that returns (N, heads, K). Return one result per head.
-
-    With heads = 0 the network returns (N, K). `evaluate` describes the other arguments.
+        The result of `metrics.Tally.metrics`, one for each head; None if a signal stopped the evaluation.
     """
 
     def forward(clips: torch.Tensor) -> torch.Tensor:

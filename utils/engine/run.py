@@ -11,7 +11,7 @@ from datasets.loading import eval as eval_loader
 from datasets.loading import loader
 from utils import checkpoint, errors, ledger, lr_schedule, optim
 from utils.engine import precise_bn, probes
-from utils.engine.evaluate import evaluate_heads, of_config
+from utils.engine.evaluate import evaluate, of_config
 from utils.errors import UserError
 from utils.log import ANY_RANK
 
@@ -187,7 +187,7 @@ class TrainingRun:
                 # One pass scores all heads of a probe
                 heads = probes.count(net)
                 with probes.all_heads(net):
-                    results = evaluate_heads(
+                    results = evaluate(
                         net,
                         videos,
                         heads=heads,

@@ -42,6 +42,8 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
     Raises:
         UserError: config, lists, weights or folder do not allow the run. In that case nothing has been changed.
     """
+    allocator.use_huge_pages()
+
     # Cheap checks first, before any rank waits for another
     cfg = config.load(exp, overrides)
     if cfg.data.folds:
@@ -102,10 +104,10 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
             current.load(resume_from)
 
         # Messages name clips by path; the learner knows only their positions
-        sample_at = order.of(
+        turn_at = order.Order(
             cfg.data.order, cfg.seed, train_records, batch_size=cfg.batch_size, num_sample=cfg.data.num_sample
         )
-        run_learner.path_at = lambda position: train_records.path(sample_at(position))
+        run_learner.path_at = lambda position: train_records.path(turn_at(position).sample)
         run_learner.mirrored = transforms.mirrored_classes(cfg.data.flip_labels, class_names, world.device)
 
         # Lists, config and weights have been checked: only now move the files of an old run

@@ -29,27 +29,27 @@ class RandomErasing:
     block: ClassVar[int] = 5
     uniforms: ClassVar[int] = 1 + 2 * _TRIES + 2  # whether, areas and aspects, y, x
     neutral: ClassVar[np.ndarray] = np.zeros(4, np.int64)
+    is_log_uniform: ClassVar[bool] = False  # the aspect; False, as published: h / w itself is uniform
 
     def resolve(self, u: NDArray[np.float64], side: int) -> NDArray[np.int64]:
         """See `Op`."""
-        p, least, most, _ = self.numbers
+        p, least, most, flattest = self.numbers
+        log_flattest = math.log(flattest)
         boxes = np.zeros((len(u), 4), np.int64)
         for row in np.flatnonzero(u[:, 0] < p):
             drawn = u[row, : RandomErasing.uniforms].tolist()
             for area, shape in zip(drawn[1:-2:2], drawn[2:-2:2], strict=True):
                 pixels = (least + area * (most - least)) * side * side
-                ratio = self._aspect(shape)
+                if self.is_log_uniform:
+                    ratio = math.exp(log_flattest - 2 * shape * log_flattest)
+                else:
+                    ratio = flattest + shape * (1 / flattest - flattest)
                 h, w = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
                 if 0 < h < side and 0 < w < side:
                     y, x = int(drawn[-2] * (side - h + 1)), int(drawn[-1] * (side - w + 1))
                     boxes[row] = (min(y, side - h), min(x, side - w), h, w)
                     break
         return boxes
-
-    def _aspect(self, u: float) -> float:
-        """Return h / w: uniform, as published."""
-        least = self.numbers[3]
-        return least + u * (1 / least - least)
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,11 @@ class PixelErasing(RandomErasing):
 
     uniforms: ClassVar[int] = RandomErasing.uniforms + 1
     neutral: ClassVar[np.ndarray] = np.zeros(5, np.int64)
+    is_log_uniform: ClassVar[bool] = True
 
     def resolve(self, u: NDArray[np.float64], side: int) -> NDArray[np.int64]:
         """See `Op`."""
         return np.column_stack((super().resolve(u, side), (u[:, -1] * 2**53).astype(np.int64)))
-
-    def _aspect(self, u: float) -> float:
-        least = math.log(self.numbers[3])
-        return math.exp(least - 2 * u * least)
 
 
 def from_config(cfg: Config) -> RandomErasing | None:

@@ -132,18 +132,18 @@ def _stuck_decode(work: Path, data: Path, minutes: float) -> dict:
         lambda: " hangs: data of iteration 3 " in log.read_text(), 60 * minutes + 60, "a line in log.txt"
     )
     code = process.wait(timeout=120)
-    sample = _sample_at(21, data)
+    sample = _path_at(21, data)
     reports = [path.read_text() for path in (exp / "jobs").glob("hang-*-rank1.txt")]
     named = sample in log.read_text() and any(f"{sample}\n" in text and "in stuck" in text for text in reports)
     return {"seconds": round(seconds, 1), "named": named, "exit_code": code, "sample": sample}
 
 
-def _sample_at(position: int, data: Path) -> str:
+def _path_at(position: int, data: Path) -> str:
     from datasets.lists.records import Records
-    from datasets.plan.order import sample_at
+    from datasets.plan.order import Order
 
     records = Records.load(data / "lists/train.txt", str(data), num_class=8)
-    return records.path(sample_at(position, 0, len(records)))
+    return records.path(Order("shuffled", 0, records)(position).sample)
 
 
 # ---------------------------------------------------------------- sweep

@@ -213,7 +213,7 @@ def _frames(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
 
     plan = sampling.sampling_of(cfg)
     draws = np.random.default_rng(0)
-    videos = [(n, draws.random(sampling.uniforms_needed(plan)).tolist()) for n in LENGTHS]
+    videos = [(n, draws.random(plan.num_segments).tolist()) for n in LENGTHS]
     differ = 0
     for (n, u), frames in zip(videos, theirs.ask("frames", file=str(file), part="train", videos=videos), strict=True):
         differ += sampling.train_frames(plan, n, 30.0, np.array(u)).tolist() != frames

@@ -176,13 +176,13 @@ def pixels() -> dict:
 
 def mixes() -> dict:
     """Compare CutMix's boxes and lam with timm's for the same draws, and the odds of mixup and CutMix."""
-    from utils import draws, mixup
+    from utils import mixup
 
     if not os.environ.get("ZOETROPE_TIMM_PYTHON"):
         return MISSING
     ours = [mixup.draw(0, step, mix_up=0.8, cutmix=1.0, switch=0.5, side=SIDE) for step in range(DRAWS)]
     cuts = [mixup.draw(0, step, mix_up=None, cutmix=1.0, switch=0.5, side=SIDE) for step in range(500)]
-    given = [(area, int(y * SIDE), int(x * SIDE)) for _, area, y, x in (draws.cut(0, s, 1.0) for s in range(500))]
+    given = [(area, int(y * SIDE), int(x * SIDE)) for _, area, y, x in (mixup.cut(0, s, 1.0) for s in range(500))]
     with Worker() as theirs:
         their_draws = theirs.ask("mixes", seed=0, batches=DRAWS, given=given, side=SIDE)
     different = sum([*(mix.box or ()), mix.lam] != box for mix, box in zip(cuts, their_draws["boxes"], strict=True))
