@@ -15,7 +15,7 @@ from typing import Any
 
 
 def breaks(method: str) -> dict[str, Any]:
-    """Files in which the graph breaks, graphs of the first step, and graphs that later steps add."""
+    """Number of dropouts, graphs of the first step, and graphs that later steps add."""
     import torch
     import torch._dynamo
     from torch._dynamo.utils import counters
@@ -44,7 +44,8 @@ def breaks(method: str) -> dict[str, Any]:
         bn_stats.after_micro_batch(0)
         bn_stats.after_step()
         graphs.append(counters["stats"]["unique_graphs"])
-    return {"method": method, "graphs": graphs[0], "more": graphs[-1] - graphs[0]}
+    dropouts = sum(isinstance(layer, draws.Dropout) and layer.p > 0 for layer in net.modules())
+    return {"method": method, "dropouts": dropouts, "graphs": graphs[0], "more": graphs[-1] - graphs[0]}
 
 
 if __name__ == "__main__":

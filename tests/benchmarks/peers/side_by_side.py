@@ -15,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,10 @@ common:
 """
 
 
+# As short as the comparison allows: 50 trainings of each, five seeds on five folds on both sides.
 RECIPES = {
-    "tsm": Recipe("tsm", "mobilenetv2", True, 8, 0, 96, (0.5, 1.0), 10, 2, 4e-4, 4e-3),
-    "slowonly": Recipe("slowonly", "resnet50", False, 4, 8, 64, (0.5, 1.0), 20, 2, 1e-3, 1e-2),
+    "tsm": Recipe("tsm", "mobilenetv2", True, 8, 0, 96, (0.5, 1.0), 6, 1, 4e-4, 4e-3),
+    "slowonly": Recipe("slowonly", "resnet50", False, 4, 8, 64, (0.5, 1.0), 6, 1, 1e-3, 1e-2),
 }
 
 
@@ -139,6 +141,7 @@ class Training:
             part = self.out.with_suffix(".part")
             part.write_text(json.dumps(answer | cost))
             part.replace(self.out)
+            print(f"{self.out.stem}: {cost['cpu']:.0f} s of CPU time", file=sys.stderr, flush=True)
         return json.loads(self.out.read_text())
 
     def _write_initial(self) -> None:
@@ -169,17 +172,19 @@ class Training:
 
 
 def _run(argv: list[str], folder: Path, env: dict[str, str]) -> dict[str, float]:
-    """Run a process to its end; return its CPU seconds and its peak memory, MB."""
+    """Run a process to its end; return its CPU and wall seconds and its peak memory, MB."""
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     log = folder if folder != ROOT else Path(argv[3])
     with (log / "said.txt").open("ab") as output:
+        began = time.perf_counter()
         process = subprocess.Popen(argv, cwd=folder, env={**os.environ, **env, **threads}, stdout=output, stderr=output)
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         text = (log / "said.txt").read_text(errors="replace")
         raise RuntimeError(f"{' '.join(argv)} left with {process.returncode}: {text[-1500:]}")
-    return {"cpu": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
+    wall = time.perf_counter() - began
+    return {"cpu": used.ru_utime + used.ru_stime, "wall": wall, "peak_mb": used.ru_maxrss / 1024}
 
 
 def chosen() -> dict[str, Recipe]:
@@ -246,35 +251,38 @@ def _curves(losses: dict[str, list[list[float]]]) -> dict[str, Any]:
 
 
 def costs(work: Path, rounds: int = 3, epochs: int = 3) -> dict[str, dict[str, list[float]]]:
-    """CPU seconds of an epoch and peak memory of each side, in turn.
+    """CPU and wall seconds of an epoch and peak memory of each side, in turn.
 
     An epoch is what a training of `epochs` costs above one of a single epoch, divided by their difference: starting and
     the last validation are not in it.
     """
     figures: dict[str, dict[str, list[float]]] = {}
     for name, recipe in chosen().items():
-        one = figures[name] = {f"{side}_{what}": [] for side in SIDES for what in ("epoch_cpu", "peak_mb")}
+        one = figures[name] = {f"{side}_{what}": [] for side in SIDES for what in ("cpu", "wall", "peak_mb")}
         for turn in range(rounds):
             for side in SIDES:
                 runs = []
                 for length in (1, epochs):
                     short = replace(recipe, epochs=length, warmup_epochs=0.5)
                     runs.append(Training(work, f"cost{turn}-{length}-{name}", short, side, "01", 0).answer())
-                one[f"{side}_epoch_cpu"].append((runs[1]["cpu"] - runs[0]["cpu"]) / (epochs - 1))
+                for what in ("cpu", "wall"):
+                    one[f"{side}_{what}"].append((runs[1][what] - runs[0][what]) / (epochs - 1))
                 one[f"{side}_peak_mb"].append(runs[1]["peak_mb"])
     return figures
 
 
-def cost(work: Path, what: str) -> dict:
-    """Ours over theirs, the median of the rounds, for each recipe."""
-    measured = {}
+def cost(work: Path, what: str, *more: str) -> dict:
+    """Ours over theirs, the median of the rounds, for each recipe; `what` is judged, `more` is only shown."""
+    measured: dict[str, dict[str, Any]] = {}
     for name, one in costs(work).items():
-        pairs = list(zip(one[f"ours_{what}"], one[f"theirs_{what}"], strict=True))
-        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-        rounds = [[round(value, 1) for value in pair] for pair in pairs]
-        measured[name] = {"ours_over_theirs": round(ratio, 3), "rounds": rounds}
-    return {"measured": measured, "holds": len(measured) == len(RECIPES) and all(
-        one["ours_over_theirs"] <= 0.8 for one in measured.values())}  # fmt: skip
+        measured[name] = {}
+        for figure in (what, *more):
+            pairs = list(zip(one[f"ours_{figure}"], one[f"theirs_{figure}"], strict=True))
+            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+            rounds = [[round(value, 1) for value in pair] for pair in pairs]
+            measured[name][figure] = {"ours_over_theirs": round(ratio, 3), "rounds": rounds}
+    good = all(one[what]["ours_over_theirs"] <= 0.8 for one in measured.values())
+    return {"measured": measured, "holds": len(measured) == len(RECIPES) and good}
 
 
 ROWS = {
@@ -286,7 +294,7 @@ ROWS = {
     "peer_epoch_cpu": (
         "CPU seconds of a whole epoch, reading included, ours / MMAction2 1.2.0, 3 rounds in turn",
         "<= .80",
-        lambda: cost(workspace(), "epoch_cpu") if PYTHON else NO_PEER,
+        lambda: cost(workspace(), "cpu", "wall") if PYTHON else NO_PEER,
     ),
     "peer_memory": (
         "peak memory of a training, ours / MMAction2 1.2.0, 3 rounds in turn",
