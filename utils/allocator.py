@@ -11,6 +11,7 @@ What is handed back comes in huge pages (2 MiB) where the kernel gives them on r
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -27,8 +28,9 @@ def use_huge_pages() -> None:
 
     A variable that the user has set stays. A kernel that gives no pages on request would make PyTorch warn.
     """
-    if _HUGE_PAGES.is_file() and "[madvise]" in _HUGE_PAGES.read_text():
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    with contextlib.suppress(OSError):  # no such file, or a container that hides it
+        if "[madvise]" in _HUGE_PAGES.read_text():
+            os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> bool:

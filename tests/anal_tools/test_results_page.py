@@ -95,6 +95,22 @@ def test_won_and_lost_are_counted_by_video(tmp_path: Path, monkeypatch: pytest.M
     assert words == f"{float(exact):.2g} (9 won, 2 lost)"
 
 
+def test_the_spread_between_seeds_is_that_of_the_kept_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five of ten, six of ten and seven of ten: .1 is the deviation, and .283 that of a difference, twice."""
+    monkeypatch.setattr(answers, "SPREADS", tmp_path)
+    about = {"experiment": "ucf_sports_exps/tsm/x"}
+    by_seed = {seed: [int(video >= 5 + seed) for video in range(10)] for seed in range(3)}
+    answers.Spread("ucf_sports", "tsm_mobilenetv2", about, by_seed).write()
+    (file,) = tmp_path.iterdir()
+    spread = answers.Spread.read(file)
+    assert spread.answers == by_seed
+    base = answers.Answers("ucf_sports", "ridge", {}, rows([True] * 10)[::-1])
+    text = " ".join(results._spread(spread, {"ucf_sports": [base]}).split())
+    assert "0.600 on average, from 0.500 to 0.700, with a standard deviation of 0.100" in text
+    assert "less than 0.283" in text
+    assert "3 trainings of [tsm mobilenetv2](../exps/ucf_sports_exps/tsm/x/config.yaml) on UCF Sports" in text
+
+
 def rows(right: list[bool]) -> tuple[answers.Video, ...]:
     return tuple((f"c/{i:02d}.mp4", 0, "01", 0 if one else 1) for i, one in enumerate(right))
 

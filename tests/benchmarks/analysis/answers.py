@@ -21,6 +21,7 @@ from utils import files
 from utils.errors import UserError
 
 KEPT = ROOT / "tests/data/results"
+SPREADS = ROOT / "tests/data/spreads"
 # name: (title, folder of its experiments, how its folds are made)
 DATA_SETS = {
     "ucf_sports": ("UCF Sports", "ucf_sports_exps", "5 contiguous folds"),
@@ -98,6 +99,36 @@ class Answers:
         kept = json.loads(file.read_text(encoding="utf-8"))
         videos = tuple((path, label, fold, answer) for path, label, fold, answer in kept["videos"])
         return cls(kept["data"], kept["name"], kept["about"], videos, dict(kept["curve"]))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One experiment, trained with several seeds.
+
+    Attributes:
+        data, name, about: as in `Answers`.
+        answers: seed -> predicted class of each held-out video, by the order of the paths.
+    """
+
+    data: str
+    name: str
+    about: dict[str, Any]
+    answers: dict[int, list[int]]
+
+    def write(self) -> None:
+        """Keep it."""
+        SPREADS.mkdir(parents=True, exist_ok=True)
+        rows = ",".join(f'\n  "{seed}": {json.dumps(answers)}' for seed, answers in self.answers.items())
+        head = {"data": self.data, "name": self.name, "about": self.about}
+        lines = [f'"{key}": {json.dumps(value)}' for key, value in head.items()] + [f'"answers": {{{rows}}}']
+        files.write(SPREADS / f"{self.data}-{self.name}.json", ("{" + ",\n".join(lines) + "}\n").encode())
+
+    @classmethod
+    def read(cls, file: Path) -> Spread:
+        """Read what `write` kept."""
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        answers = {int(seed): row for seed, row in kept["answers"].items()}
+        return cls(kept["data"], kept["name"], kept["about"], answers)
 
 
 def interval(right: np.ndarray) -> tuple[float, float]:

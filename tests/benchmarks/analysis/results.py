@@ -1,22 +1,25 @@
 """docs/results.md from experiment folders: accuracy on three data sets of real people, by folds.
 
     python -m tests.benchmarks.analysis.results train DIR [--set KEY=VALUE]   train all experiments, one after the other
+    python -m tests.benchmarks.analysis.results seeds DIR EXP [--count 10]    train one of them with several seeds
     python -m tests.benchmarks.analysis.results collect EXP [--name latest]   after EXP/train.sh: keep its predictions
     python -m tests.benchmarks.analysis.results page                          write docs/results.md from the kept files
 
 `train` copies the experiments of `exps/` into DIR, trains and evaluates each by its folds and collects the results. Run
-it again to resume. `collect` reads the pooled result of the folds and the training curves and writes
-tests/data/results/DATA/METHOD.json. `page` computes every number from these files. EXP may be a copy of an experiment
-in `exps/`.
+it again to resume. `seeds` does so for one experiment and each of its seeds (tests/data/spreads). `collect` reads the
+pooled result of the folds and the training curves and writes tests/data/results/DATA/METHOD.json. `page` computes every
+number from these files. EXP may be a copy of an experiment in `exps/`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from anal_tools.compare import mcnemar
 from anal_tools.evaluate.results import Results
 from anal_tools.experiments import data_set
 from anal_tools.folds import FOLDER, evaluated
-from tests.benchmarks.analysis.answers import DATA_SETS, KEPT, Answers, interval
+from tests.benchmarks.analysis.answers import DATA_SETS, KEPT, SPREADS, Answers, Spread, interval
 from tests.benchmarks.rows import ROOT, environment
 from utils import config
 from utils.errors import UserError
@@ -50,10 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("work", type=Path, metavar="DIR")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     run.add_argument("--only", default="", help="train only experiments whose path contains this text")
+    many = verbs.add_parser("seeds", help="train one experiment with several seeds, and keep all predictions")
+    many.add_argument("work", type=Path, metavar="DIR")
+    many.add_argument("exp", help="below exps/")
+    many.add_argument("--count", type=int, default=10, help="seeds 0 to N - 1 (default: %(default)s)")
+    many.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     verbs.add_parser("page", help=f"write {PAGE.name}")
     args = parser.parse_args(argv)
     if args.verb == "train":
         return train(args.work, args.set, args.only)
+    if args.verb == "seeds":
+        return seeds(args.work, args.exp, args.count, args.set)
     if args.verb == "collect":
         for exp in args.exp:
             answers = collect(exp, args.name)
@@ -78,25 +88,45 @@ def kept() -> dict[str, list[Answers]]:
 
 def train(work: Path, sets: Sequence[str], only: str) -> int:
     """Train, evaluate and collect each experiment of the data sets; return the exit code of the first failure."""
-    words = [word for text in sets for word in ("--set", text)]
     for name in planned():
-        if only not in name:
-            continue
-        exp = work.resolve() / name
-        if not exp.exists():
-            shutil.copytree(ROOT / "exps" / name, exp)
-        crops = WIDE if data_set(config.load(exp)) in WIDE_DATA else []
-        for verb, extra in (("train", words), *([("eval", ["--views", *crops])] if crops else [])):
-            argv = [sys.executable, "-m", "launch", verb, str(exp), "local", "0", *extra]
-            code = subprocess.run(argv, cwd=ROOT, env=environment(), check=False).returncode
-            if code:
-                return code
-        answers = collect(exp, "-".join(["latest", *crops]))
-        answers.write()
-        print(
-            f"{answers.data} {answers.name}: {answers.right.mean():.3f} of {len(answers.videos)} held-out videos",
-            flush=True,
-        )
+        if only in name:
+            answers = _trained(work, name, sets)
+            if isinstance(answers, int):
+                return answers
+            answers.write()
+    return 0
+
+
+def _trained(work: Path, name: str, sets: Sequence[str]) -> Answers | int:
+    """Train and evaluate a copy of an experiment; return its answers, or the exit code of a failure."""
+    words = [word for text in sets for word in ("--set", text)]
+    exp = work.resolve() / name
+    if not exp.exists():
+        shutil.copytree(ROOT / "exps" / name, exp)
+    crops = WIDE if data_set(config.load(exp)) in WIDE_DATA else []
+    for verb, extra in (("train", words), *([("eval", ["--views", *crops])] if crops else [])):
+        argv = [sys.executable, "-m", "launch", verb, str(exp), "local", "0", *extra]
+        code = subprocess.run(argv, cwd=ROOT, env=environment(), check=False).returncode
+        if code:
+            return code
+    answers = collect(exp, "-".join(["latest", *crops]))
+    print(
+        f"{answers.data} {answers.name}: {answers.right.mean():.3f} of {len(answers.videos)} held-out videos",
+        flush=True,
+    )
+    return answers
+
+
+def seeds(work: Path, name: str, count: int, sets: Sequence[str]) -> int:
+    """Train one experiment with seeds 0 to count - 1; keep the predictions of each; return the first failure's code."""
+    spread: Spread | None = None
+    for seed in range(count):
+        answers = _trained(work / f"seed{seed}", name, [*sets, f"common.seed={seed}"])
+        if isinstance(answers, int):
+            return answers
+        spread = spread or Spread(answers.data, answers.name, answers.about, {})
+        spread.answers[seed] = [answer for *_, answer in sorted(answers.videos)]
+        spread.write()
     return 0
 
 
@@ -178,6 +208,7 @@ def page(by_data: dict[str, list[Answers]]) -> str:
             parts.append(_confusions(networks[0]))
     if any(one.curve for of_data in by_data.values() for one in of_data):
         parts.append(PICTURE)
+    parts += [_spread(spread, by_data) for spread in map(Spread.read, sorted(SPREADS.glob("*.json")))]
     parts.append(TAIL)
     return "\n".join(parts)
 
@@ -250,6 +281,22 @@ def _confusions(best: Answers, shown: int = 5) -> str:
     first = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:shown]
     words = ", ".join(f"{names[label]} as {names[answer]} ({count})" for (label, answer), count in first)
     return f"{best.name.replace('_', ' ', 1)} makes {total} errors. The most frequent are {words}.\n"
+
+
+def _spread(spread: Spread, by_data: dict[str, list[Answers]]) -> str:
+    """Return the paragraph on the seeds of one experiment."""
+    labels = [label for _, label, *_ in sorted(by_data[spread.data][0].videos)]
+    top1 = np.mean(np.array(list(spread.answers.values())) == labels, axis=1)  # (seeds,)
+    deviation = float(top1.std(ddof=1))
+    experiment = f"[{spread.name.replace('_', ' ', 1)}](../exps/{spread.about['experiment']}/config.yaml)"
+    words = (
+        f"{len(top1)} trainings of {experiment} on {DATA_SETS[spread.data][0]} differ only in the seed: top-1 is "
+        f"{top1.mean():.3f} on average, from {top1.min():.3f} to {top1.max():.3f}, with a standard deviation of "
+        f"{deviation:.3f}. Two single runs whose top-1 differs by less than {2 * math.sqrt(2) * deviation:.3f} (two "
+        "standard deviations of a difference) may differ by the seed alone."
+    )
+    text = textwrap.fill(words, 100, break_long_words=False, break_on_hyphens=False)
+    return f"## Spread between seeds\n\n{text}\n"
 
 
 def class_names(one: Answers) -> list[str]:
@@ -327,7 +374,8 @@ TAIL = """\
 - UCF Sports is a grey version of 64x64 pixels, cropped around the person, and Weizmann consists of
   silhouettes. Do not compare these numbers with published ones, which use the original videos.
   Of UT-Interaction we use only set 2.
-- Each line is one run with one seed. The interval does not include the spread between seeds.
+- Each line of the tables is one run with one seed. The interval does not include the spread between
+  seeds.
 """
 
 
