@@ -13,7 +13,7 @@ class ReLU6(nn.ReLU6):
 
     min(max(x, 0), 6) (Krizhevsky 2010, "Convolutional deep belief networks on CIFAR-10"). The gradient passes where the
     input is inside 0..6, and just there the output is inside too. So the output is enough, and the next convolution
-    keeps that anyway. The bits are the same.
+    keeps that anyway. The bits are the same. Nothing may write into the output before the backward pass.
     """
 
     def __init__(self) -> None:

@@ -195,7 +195,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> dict[str, str]:
     _write_experiment(exp, samples, chosen, summary, folds=bool(args.folds), seed=args.seed)
 
     # Print the choices and their reasons
-    print(f"split: {sides}")
+    print(shown(f"split: {sides}"))
     lacking = [samples.classes[label] for label in sides.lacking]
     if lacking:
         print(f"  {listed('no held-out video of', lacking)}; --folds {split.FOLDS} holds out each video once")
@@ -484,7 +484,7 @@ def _report(exp: Path, result: str, split_text: str) -> int:
     largest = np.bincount(results.labels).max() / len(results.labels)
     print(f"  for comparison, always predicting the largest class: {100 * largest:.2f}")
     if split_text:
-        print(f"  split: {split_text}")
+        print(shown(f"  split: {split_text}"))
     print(f"report: {index}")
     if sys.stdout.isatty() and os.environ.get("DISPLAY"):
         webbrowser.open(index.resolve().as_uri())

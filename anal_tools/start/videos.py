@@ -272,12 +272,12 @@ def _read_table(table: Path) -> tuple[str, str, list[tuple[int, dict[str, str]]]
         places = {key: place for place, key in enumerate(("path", "label", "start", "end")[: len(header)])}
         columns = listed("no header, so the columns are", places)
 
-    rows = []
+    rows, text_of = [], dict(lines)
     for number, cells in fields:
         row = {key: cells[place] for key, place in places.items() if place < len(cells)}
         if not row.get("path") or not row.get("label"):
             raise UserError(
-                f"{table}:{number}: expected `path,label` or `path,label,start,end`, found {lines[0][1][:60]!r}"
+                f"{table}:{number}: expected `path,label` or `path,label,start,end`, found {text_of[number][:60]!r}"
             )
         rows.append((number, row))
 

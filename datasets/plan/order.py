@@ -87,18 +87,16 @@ def _permutation(random_words: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Turn:
-    """The turn of a global position, and its view of it.
+    """The turn of a global position.
 
     Attributes:
         sample: index of the video.
         epoch: of the numbers that it draws.
-        view: 0..num_sample - 1.
-        first: position of view 0 of the same turn, whose frames all its views show.
+        first: position of the first view of the same turn, whose frames all its views show.
     """
 
     sample: int
     epoch: int
-    view: int
     first: int
 
 
@@ -130,7 +128,7 @@ class Order:
         turn = shard * self._turns + place
         epoch, place = divmod(turn, self._videos)
         sample = self._balanced(turn) if self._balanced else int(order(self._seed, epoch, self._videos)[place])
-        return Turn(sample, epoch, view, first=position - view * self._turns)
+        return Turn(sample, epoch, first=position - view * self._turns)
 
 
 class ClassBalanced:

@@ -107,7 +107,7 @@ def draw(seed: int, epoch: int, position: int, spec: TrainSpec, *, frames_of: in
 
     Args:
         seed: the run's seed.
-        epoch: `position // n`.
+        epoch: that of the turn (`order.Turn`).
         position: global position, running through epochs.
         spec: its augmentations and sampling decide how many numbers are drawn.
         frames_of: the position whose frames the clip shows; None: `position`. All views of a video share them.

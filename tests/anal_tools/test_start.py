@@ -430,6 +430,28 @@ def two_classes(tmp_path: Path) -> Path:
 
 
 @pytest.mark.system
+@pytest.mark.parametrize("given", [False, True])
+def test_a_person_whose_name_is_no_utf8_can_be_printed(given: bool, two_classes: Path, tmp_path: Path, capsys) -> None:
+    """A table from an old Windows: printed as it was read, the name would end `start` on a strict terminal."""
+    people = (b"J\xfcrgen", b"Ann\x1b[2J", b"Bo")
+    for file in list(two_classes.rglob("*.mp4")):
+        file.rename(two_classes / file.name)
+    rows = [
+        b"%d.mp4,%s,%s,%s" % (number, (b"wave", b"bend")[number % 2], people[number // 2], side)
+        for number, side in enumerate((b"train", b"train", b"train", b"val", b"val", b"val"))
+    ]
+    columns = 4 if given else 3
+    lines = [b",".join(line.split(b",")[:columns]) for line in (b"path,label,person,split", *rows)]
+    (two_classes / "t.csv").write_bytes(b"\n".join(lines))
+    words = [str(two_classes), "--out", str(tmp_path / "exp"), "--no-train", "--no-doctor", "--recipe", "small"]
+    assert start.main([*words, *([] if given else ["--folds", "3"])]) == 0
+    output = capsys.readouterr().out
+    output.encode("utf-8")  # strict: fails for a byte that was no UTF-8
+    assert "\x1b" not in output
+    assert ("both sides have the person: Ann\\x1b[2J" if given else "J\\udcfcrgen") in output
+
+
+@pytest.mark.system
 def test_the_doctor_stops_what_would_be_lost(two_classes: Path, tmp_path: Path, capsys) -> None:
     words = [str(two_classes), "--out", str(tmp_path / "exp"), "--recipe", "small", "--yes"]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

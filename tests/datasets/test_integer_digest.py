@@ -135,10 +135,10 @@ def recipe_plans() -> str:
     at = order.Order("shuffled", 3, MEMBERS, batch_size=8, num_sample=2)
     for position in (*range(40), 10_000_019):
         shown = at(position)
-        turn = shown.first // 8 * 4 + shown.first % 8  # half of the positions are second views
+        turn, view = shown.first // 8 * 4 + shown.first % 8, (position - shown.first) // 4
         clip_plan = plan.resolve(plan.draw(3, shown.epoch, position, spec, frames_of=shown.first), VIDEOS[-1], spec, 5)
         operations = clip_plan.ops["randaugment"][..., 0].astype(int)
-        digest.add([turn, shown.view], clip_plan.frames, clip_plan.box, operations)
+        digest.add([turn, view], clip_plan.frames, clip_plan.box, operations)
         digest.add(clip_plan.ops["random_erasing"])
     for rule, metadata, seed in itertools.product(samplings(presets=TRANSFORMERS), VIDEOS, (0, 1)):
         drawn = order.uniforms(seed, 0, 7, plan.TEMPORAL, rule.num_segments)

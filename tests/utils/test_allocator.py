@@ -102,11 +102,18 @@ def test_a_training_on_the_cpu_takes_huge_pages(tmp_path: Path, motion_videos: P
     assert large("train", other, THP_MEM_ALLOC_ENABLE="0")[1] == 0, "a user's variable stays"
 
 
-def test_no_variable_without_huge_pages_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+def test_the_variable_is_set_where_huge_pages_come_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")  # so that it is restored
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
     monkeypatch.setattr(allocator, "_HUGE_PAGES", tmp_path / "enabled")
     for text in (None, "always madvise [never]", "[always] madvise never"):
         if text:
             (tmp_path / "enabled").write_text(text)
         allocator.use_huge_pages()
         assert "THP_MEM_ALLOC_ENABLE" not in os.environ
+    (tmp_path / "enabled").write_text("always [madvise] never")
+    allocator.use_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    allocator.use_huge_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0", "a user's variable stays"

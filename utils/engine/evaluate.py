@@ -49,9 +49,10 @@ def evaluate(
         autocast: the mixed-precision region of a forward pass.
         clips_per_forward: views per forward pass; None to measure the best number.
         average: how to average the views of a video, one of `metrics.AVERAGES`.
-        keep: called with (item, logits (V, K) float32, None for a failed video).
+        keep: called with (item, logits (V, K) or (V, heads, K) float32, None for a failed video).
         stop: stops the evaluation after a round in which any rank has received a signal.
-        earlier: (sample, logits (V, K)) of videos scored by an earlier process, each on one rank only. They count too.
+        earlier: (sample, logits as in `keep`) of videos scored by an earlier process, each on one rank only. They count
+            too.
         heads: number of heads of a probe that answer side by side; 0: the network has one answer.
 
     Returns:

@@ -118,15 +118,18 @@ def _trained(work: Path, name: str, sets: Sequence[str]) -> Answers | int:
 
 
 def seeds(work: Path, name: str, count: int, sets: Sequence[str]) -> int:
-    """Train one experiment with seeds 0 to count - 1; keep the predictions of each; return the first failure's code."""
-    spread: Spread | None = None
+    """Train one experiment with seeds 0 to count - 1; keep the predictions of all; return the first failure's code."""
+    if count < 2:
+        raise UserError(f"--count {count}: a spread needs at least 2 seeds")
+    rows: dict[int, list[int]] = {}
     for seed in range(count):
         answers = _trained(work / f"seed{seed}", name, [*sets, f"common.seed={seed}"])
         if isinstance(answers, int):
             return answers
-        spread = spread or Spread(answers.data, answers.name, answers.about, {})
-        spread.answers[seed] = [answer for *_, answer in sorted(answers.videos)]
-        spread.write()
+        rows[seed] = [answer for *_, answer in sorted(answers.videos)]
+        # Written once, so that a stopped repetition leaves the kept file as it was
+        if len(rows) == count:
+            Spread(answers.data, answers.name, answers.about, rows).write()
     return 0
 
 
@@ -208,7 +211,8 @@ def page(by_data: dict[str, list[Answers]]) -> str:
             parts.append(_confusions(networks[0]))
     if any(one.curve for of_data in by_data.values() for one in of_data):
         parts.append(PICTURE)
-    parts += [_spread(spread, by_data) for spread in map(Spread.read, sorted(SPREADS.glob("*.json")))]
+    spreads = [_spread(Spread.read(file), by_data) for file in sorted(SPREADS.glob("*.json"))]
+    parts += ["## Spread between seeds\n", *spreads] if spreads else []
     parts.append(TAIL)
     return "\n".join(parts)
 
@@ -296,7 +300,7 @@ def _spread(spread: Spread, by_data: dict[str, list[Answers]]) -> str:
         "standard deviations of a difference) may differ by the seed alone."
     )
     text = textwrap.fill(words, 100, break_long_words=False, break_on_hyphens=False)
-    return f"## Spread between seeds\n\n{text}\n"
+    return f"{text}\n"
 
 
 def class_names(one: Answers) -> list[str]:

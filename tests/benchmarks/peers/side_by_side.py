@@ -134,8 +134,8 @@ class Training:
         return self.work / f"{self.name}-{self.seed}-initial.pth"
 
     def answer(self) -> dict[str, Any]:
-        """Train, unless that was done; return the answer."""
-        if not self.out.exists():
+        """Train, unless that was done with the same recipe; return the answer."""
+        if not (self.out.exists() and self._asked()):
             self._write_initial()
             answer, cost = self._theirs() if self.side == "theirs" else self._ours()
             part = self.out.with_suffix(".part")
@@ -144,13 +144,28 @@ class Training:
             print(f"{self.out.stem}: {cost['cpu']:.0f} s of CPU time", file=sys.stderr, flush=True)
         return json.loads(self.out.read_text())
 
+    def _asked(self) -> bool:
+        """Return True if the files of the training that is there say what this one would."""
+        if self.side == "ours":
+            return (self.out.with_suffix("") / "config.yaml").read_text() == self._config()
+        raw = self.out.with_suffix(".raw")
+        return json.loads(raw.with_suffix(".request").read_text()) == json.loads(
+            json.dumps(self._request("train", raw))
+        )
+
+    def _config(self) -> str:
+        return self.recipe.config(self.fold, self.seed, self.initial)
+
+    def _request(self, verb: str, out: Path) -> dict[str, Any]:
+        return self.recipe.request(verb, self.fold, self.seed, self.initial, out)
+
     def _write_initial(self) -> None:
         if not self.initial.exists():
             self._ask("initial", self.initial.with_suffix(".json"))
 
     def _ask(self, verb: str, out: Path) -> dict[str, float]:
         request = out.with_suffix(".request")
-        request.write_text(json.dumps(self.recipe.request(verb, self.fold, self.seed, self.initial, out)))
+        request.write_text(json.dumps(self._request(verb, out)))
         return _run([PYTHON, "-W", "ignore", str(WORKER), str(request)], self.work, {})
 
     def _theirs(self) -> tuple[dict[str, Any], dict[str, float]]:
@@ -161,7 +176,7 @@ class Training:
     def _ours(self) -> tuple[dict[str, Any], dict[str, float]]:
         exp = self.out.with_suffix("")
         exp.mkdir(exist_ok=True)
-        (exp / "config.yaml").write_text(self.recipe.config(self.fold, self.seed, self.initial))
+        (exp / "config.yaml").write_text(self._config())
         main = [sys.executable, str(ROOT / "main.py")]
         cost = _run([*main, "train", str(exp), "--fresh"], ROOT, environment())
         _run([*main, "eval", str(exp), "--checkpoint", "latest", "--name", "latest"], ROOT, environment())
