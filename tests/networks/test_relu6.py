@@ -14,15 +14,15 @@ EDGES = [-1.0, -0.0, 0.0, 1e-38, 3.0, 6.0, 6.0000005, 100.0, float("inf"), float
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_output_and_gradient_have_the_bits_of_pytorch(dtype: torch.dtype) -> None:
-    found = []
+    results = []
     for relu in (ReLU6(), nn.ReLU6(inplace=True)):
         x = torch.tensor(EDGES, dtype=dtype, requires_grad=True)
         y = relu(x * 1)
         (y * torch.arange(1, len(EDGES) + 1)).sum().backward()
         assert x.grad is not None
-        found.append([y.detach(), x.grad])
+        results.append([y.detach(), x.grad])
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    for ours, theirs in zip(*found, strict=True):
+    for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours.isnan(), theirs.isnan())
         assert torch.equal(ours.view(bits)[~ours.isnan()], theirs.view(bits)[~theirs.isnan()])
 
