@@ -294,8 +294,8 @@ _COLUMNS = {
 def _header(cells: list[str]) -> dict[str, int]:
     """Return the place of each column that a header names; {} if the cells are no header: it has path and label."""
     names = [cell.lower() for cell in cells]
-    place_of = {key: next((names.index(name) for name in known if name in names), -1) for key, known in _COLUMNS.items()}
-    places = {key: place for key, place in place_of.items() if place >= 0}
+    column = {key: next((names.index(name) for name in known if name in names), -1) for key, known in _COLUMNS.items()}
+    places = {key: place for key, place in column.items() if place >= 0}
     return places if {"path", "label"} <= places.keys() else {}
 
 
