@@ -49,7 +49,7 @@ def test_labels_and_folds_are_those_of_the_lists(file: Path, monkeypatch: pytest
 
 
 @real_data
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_ridge_regression_gives_the_kept_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     link(tmp_path, monkeypatch)
     kept = answers.Answers.read(answers.KEPT / "ut_interaction2/ridge.json")
